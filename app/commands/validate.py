@@ -1,0 +1,75 @@
+"""``app validate`` and ``app test``: the exact loss of a run on a whole split."""
+
+from pathlib import Path
+from typing import Any
+
+from app.run import arguments
+from app.run.checkpoint import list_checkpoints, newest_verified
+from app.run.configuration import read_config
+from app.run.directory import RunDirectory, resolve_run
+from app.run.errors import ConfigurationError, ExitCode
+
+USAGE = """usage: app {name} RUN [--checkpoint best|last] [options as for fit]
+
+Evaluates a run on its whole {split} split: every token once, whatever the number of processes.
+
+  RUN                   a run directory, or one of its checkpoint files
+  --checkpoint          best (by validation loss, the default) or last
+  --model.init_args.…   options as for app fit replace those of the run"""
+
+
+def run(name: str, words: list[str]) -> int:
+    """Evaluates and prints; nothing in the run directory changes.
+
+    Args:
+        name: ``validate`` or ``test``.
+        words: the rest of the command line, the run first.
+    """
+    if not words or words[0] in ("-h", "--help"):
+        print(USAGE.format(name=name, split="validation" if name == "validate" else "test"))
+        return int(ExitCode.DONE if words else ExitCode.CONFIGURATION)
+    if words[0].startswith("-"):
+        raise ConfigurationError(f"app {name}: the run comes first: app {name} RUN [options]")
+    directory, file = resolve_run(words[0])
+    which, rest = _which(words[1:])
+    checkpoint = file or choose(directory, which)
+    launch = arguments.read(rest)
+    files = [read_config(directory.config)]
+    if launch.configs:
+        raise ConfigurationError(f"--config: app {name} uses the configuration of the run; set single options instead")
+
+    from app.training.command_line import RunCLI
+    from app.training.evaluation import evaluate
+
+    figures: dict[str, Any] = evaluate(RunCLI(launch, files), checkpoint, name)
+    if figures:
+        print(f"run      {directory}, {checkpoint.name}")
+        for key, value in figures.items():
+            print(f"{key:<16} {value:,.0f}" if key.endswith("/tokens") else f"{key:<16} {value:.6f}")
+    return int(ExitCode.DONE)
+
+
+def _which(words: list[str]) -> tuple[str, list[str]]:
+    rest, which = [], "best"
+    stream = iter(words)
+    for word in stream:
+        if word == "--checkpoint" or word.startswith("--checkpoint="):
+            which = word.partition("=")[2] or next(stream, "")
+            if which not in ("best", "last"):
+                raise ConfigurationError(f"--checkpoint: {which!r} must be best or last; a file goes in the place of RUN")
+        else:
+            rest.append(word)
+    return which, rest
+
+
+def choose(directory: RunDirectory, which: str) -> Path:
+    """The best checkpoint of a run, or its newest whole one.
+
+    Raises:
+        ConfigurationError: there is none.
+    """
+    best = list_checkpoints(directory.checkpoints, "best")
+    found = best[-1][1] if best and which == "best" else newest_verified(directory.checkpoints)
+    if found is None:
+        raise ConfigurationError(f"{directory}: holds no whole checkpoint yet; let the run reach its first one")
+    return found

@@ -1,0 +1,104 @@
+"""Text generation, token by token, for every language model."""
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from app.models.language_model import LanguageModel
+
+
+def generate(
+    network: LanguageModel,
+    idx: Tensor,
+    max_new_tokens: int,
+    *,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    generator: torch.Generator | None = None,
+    block_size: int | None = None,
+) -> Iterator[Tensor]:
+    """Continue each row of ``idx``, in evaluation mode and without gradients.
+
+    The network reads at most L tokens at a time. A context that has grown beyond L goes on from its last L // 2
+    tokens, so that a cache of L positions would be refilled once in L / 2 tokens.
+
+    Args:
+        network: any language model.
+        idx: ``(B, T0)`` int64 prompt, T0 ≥ 1.
+        max_new_tokens: number of steps, ≥ 0.
+        temperature: divides the logits; 0 takes the most likely token.
+        top_k: sample among exactly this many most likely tokens (all of them if there are fewer).
+        top_p: sample among the most likely tokens whose probabilities first reach this sum, in (0, 1];
+            applied after ``top_k``.
+        generator: source of randomness, on the device of ``idx``; the same state gives the same text.
+        block_size: L; None for the network's own limit, if it has one.
+
+    Returns:
+        An iterator over steps: ``(B,)`` int64, the next token of each row.
+
+    Raises:
+        ValueError: an argument is out of range, or ``block_size`` is beyond what the network can read.
+    """
+    limit = network.max_context if block_size is None else block_size
+    problems = []
+    if idx.dim() != 2 or idx.shape[1] < 1:
+        problems.append(f"idx has shape {tuple(idx.shape)}: give (B, T0) with at least one token in each row")
+    if max_new_tokens < 0:
+        problems.append(f"max_new_tokens = {max_new_tokens}: must be at least 0")
+    if not 0 <= temperature < float("inf"):
+        problems.append(f"temperature = {temperature}: must be finite and at least 0 (0 takes the likeliest token)")
+    if top_k is not None and top_k < 1:
+        problems.append(f"top_k = {top_k}: must be at least 1, or None to keep every token")
+    if top_p is not None and not 0 < top_p <= 1:
+        problems.append(f"top_p = {top_p}: must lie in (0, 1], or be None to keep every token")
+    if limit is not None and limit < 1:
+        problems.append(f"block_size = {limit}: must be at least 1")
+    if limit is not None and network.max_context is not None and limit > network.max_context:
+        problems.append(f"block_size = {limit}: this network reads at most {network.max_context} tokens")
+    if problems:
+        raise ValueError("\n".join(problems))
+
+    def next_token(logits: Tensor) -> Tensor:
+        if temperature == 0:
+            return logits.argmax(-1)
+        probabilities, token = _candidates(logits / temperature, top_k, top_p)
+        choice = torch.multinomial(probabilities, 1, generator=generator)
+        return token.gather(-1, choice).squeeze(-1)
+
+    return _steps(network, idx, max_new_tokens, limit, next_token)
+
+
+@torch.no_grad()
+def _steps(
+    network: LanguageModel,
+    context: Tensor,
+    max_new_tokens: int,
+    limit: int | None,
+    next_token: Callable[[Tensor], Tensor],
+) -> Iterator[Tensor]:
+    was_training = network.training
+    network.eval()
+    try:
+        for _ in range(max_new_tokens):
+            if limit is not None and context.shape[1] > limit:
+                context = context[:, -max(1, limit // 2) :]
+            token = next_token(network(context).logits[:, -1].float())
+            yield token
+            context = torch.cat([context, token.unsqueeze(1)], dim=1)
+    finally:
+        network.train(was_training)
+
+
+def _candidates(logits: Tensor, top_k: int | None, top_p: float | None) -> tuple[Tensor, Tensor]:
+    """Probabilities, likeliest first, and the token that each belongs to; both ``(B, n)``."""
+    # A stable sort: among equal logits the lower token number comes first, on every device.
+    logits, token = logits.sort(dim=-1, descending=True, stable=True)
+    if top_k is not None:
+        logits, token = logits[:, :top_k], token[:, :top_k]
+    probabilities = logits.softmax(-1)
+    if top_p is not None:
+        before = probabilities.cumsum(-1) - probabilities  # 0 for the first: one is always kept
+        probabilities = probabilities.masked_fill(before >= top_p, 0.0)
+    return probabilities, token

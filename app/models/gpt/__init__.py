@@ -1,0 +1,5 @@
+"""The common baseline: a GPT with softmax attention."""
+
+from app.models.gpt.network import GPT
+
+__all__ = ["GPT"]

@@ -1,0 +1,107 @@
+"""What every language model offers to training, watching and generation."""
+
+import functools
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from app.records import LanguageModelOutput, Measure
+
+IGNORED_TARGET = -100
+
+
+class LanguageModel(nn.Module):
+    """Base of the networks that predict the next token.
+
+    A subclass implements :meth:`forward` and overrides of the rest what differs.
+
+    Attributes:
+        max_context: longest T that ``forward`` takes; None where any length will do.
+    """
+
+    max_context: int | None = None
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Makes a subclass remember the arguments that it was built with, defaults included."""
+        super().__init_subclass__(**kwargs)
+        initialise = cls.__init__
+        signature = inspect.signature(initialise)
+
+        @functools.wraps(initialise)
+        def remembering(self: "LanguageModel", *args: Any, **kwargs: Any) -> None:
+            bound = signature.bind(self, *args, **kwargs)
+            bound.apply_defaults()
+            arguments = {name: value for name, value in bound.arguments.items() if name != "self"}
+            initialise(self, *args, **kwargs)
+            # The outermost constructor ends last, so that what stays is what the user's class was given.
+            self._init_args = arguments
+
+        cls.__init__ = remembering  # type: ignore[method-assign]
+
+    def description(self) -> dict[str, Any]:
+        """``{"class_path", "init_args"}``, plain values from which the same network is built again."""
+        return {
+            "class_path": f"{type(self).__module__}.{type(self).__qualname__}",
+            "init_args": dict(self._init_args),
+        }
+
+    def forward(self, idx: Tensor, targets: Tensor | None = None) -> LanguageModelOutput:
+        """Predict the token after each position.
+
+        Args:
+            idx: ``(B, T)`` int64 token numbers.
+            targets: ``(B, T)`` int64, the tokens that follow; −100 where a position does not count.
+
+        Returns:
+            Logits, and with targets the mean cross-entropy over the positions that count.
+        """
+        raise NotImplementedError
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Trainable parameters, each exactly once and in a fixed order, by whether weight decay applies.
+
+        Returns:
+            ``{"name", "params", "decay"}`` for matrices (decayed) and vectors (not).
+        """
+        matrices: list[nn.Parameter] = []
+        vectors: list[nn.Parameter] = []
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad:
+                (matrices if self.is_matrix(name, parameter) else vectors).append(parameter)
+        return [
+            {"name": "matrices", "params": matrices, "decay": True},
+            {"name": "vectors", "params": vectors, "decay": False},
+        ]
+
+    def is_matrix(self, name: str, parameter: nn.Parameter) -> bool:
+        """Whether a parameter maps features to features, rather than scaling or shifting each."""
+        return parameter.dim() >= 2
+
+    def auxiliary_means(self, output: LanguageModelOutput) -> Tensor | None:
+        """Batch means that the auxiliary loss is a function of, with their graph; None without such a loss."""
+        return None
+
+    def auxiliary_losses(self, means: Tensor) -> Tensor:
+        """The weighted auxiliary loss ``()`` of what :meth:`auxiliary_means` returned, of one batch or averaged."""
+        return means.new_zeros(())
+
+    def measures(self, output: LanguageModelOutput) -> Mapping[str, Measure]:
+        """What this network reports about itself; nothing unless overridden."""
+        return {}
+
+
+def next_token_loss(logits: Tensor, targets: Tensor | None) -> Tensor | None:
+    """Mean cross-entropy in nats over the targets that are not −100, in fp32; None without targets.
+
+    Args:
+        logits: ``(B, T, V)``.
+        targets: ``(B, T)`` int64 or None.
+    """
+    if targets is None:
+        return None
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    return F.cross_entropy(logits.flatten(0, 1).to(dtype), targets.flatten(), ignore_index=IGNORED_TARGET)

@@ -1,0 +1,24 @@
+"""Tilelli: ternary pathways, one router per block, weight banks."""
+
+from app.models.tilelli.block import BankRouting, TilelliBlock
+from app.models.tilelli.network import TilelliLM
+from app.models.tilelli.parts import (
+    DiagonalSSM,
+    SparseCausalAttention,
+    TernaryCausalConv1d,
+    TernaryFFN,
+    TernaryLinear,
+)
+from app.models.tilelli.reference import compute_with
+
+__all__ = [
+    "BankRouting",
+    "DiagonalSSM",
+    "SparseCausalAttention",
+    "TernaryCausalConv1d",
+    "TernaryFFN",
+    "TernaryLinear",
+    "TilelliBlock",
+    "TilelliLM",
+    "compute_with",
+]

@@ -1,0 +1,31 @@
+"""The largest entries of each row, the first of equals."""
+
+import torch
+from torch import Tensor
+
+
+def largest_first(scores: Tensor, k: int) -> Tensor:
+    """Positions of the k largest entries on the last axis, in falling order; of equal entries the lowest wins.
+
+    ``torch.topk`` leaves open which of several equal entries it returns, and they are common: in a first layer
+    that sees no positions, every occurrence of a character has the same score.
+
+    fp32 scores are turned into integers of the same order, with the reversed position in their low bits: all
+    entries then differ, and the largest integers are the answer.
+
+    Args:
+        scores: ``(..., n)`` fp32 or wider, ``n < 2³²``.
+        k: at most n.
+
+    Returns:
+        ``(..., k)`` int64.
+    """
+    if scores.dtype != torch.float32:
+        return scores.sort(dim=-1, descending=True, stable=True).indices[..., :k]
+    bits = (scores + 0.0).view(torch.int32)  # −0 becomes +0: they are equal as numbers
+    # IEEE 754 orders positive numbers like integers and negative ones the other way round.
+    order = (bits >> 31).bitwise_and_(0x7FFFFFFF).bitwise_xor_(bits)
+    n = scores.shape[-1]
+    reversed_position = torch.arange(n - 1, -1, -1, device=scores.device)
+    unique = order.long().bitwise_left_shift_(32).bitwise_or_(reversed_position)
+    return (n - 1) - unique.topk(k, -1).values.bitwise_and_(0xFFFFFFFF)

@@ -1,0 +1,1 @@
+"""Run machinery below the framework: directory, lock, status, checkpoints, signals, randomness, errors."""

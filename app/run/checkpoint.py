@@ -1,0 +1,467 @@
+"""Checkpoint files: a kill leaves the old or the new one, and only what was written is ever read.
+
+A checkpoint ``resume-000120.ckpt`` has a sidecar ``resume-000120.ckpt.sha256`` in the format of
+``sha256sum -c``. Order of a write: the file is staged beside its target, hashed while it is written, and
+synced; the sidecar is made durable; the file is renamed; the directory is synced. A file that has a matching
+sidecar is therefore whole. Inside are tensors and plain values only, and nothing else is ever unpickled.
+"""
+
+import contextlib
+import hashlib
+import io
+import os
+import pickletools
+import re
+import stat
+import struct
+import threading
+import warnings
+import zipfile
+from collections import Counter, OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from app.run.atomic import is_temporary, staged, storage_error, sync_directory, write_text
+from app.run.errors import IntegrityError
+
+_NAME = re.compile(r"^(?P<kind>resume|best)-(?P<step>\d{6,})\.ckpt$")
+_LINE = re.compile(r"^(?P<digest>[0-9a-f]{64}) [ *](?P<name>.+)$")
+# What pickles of tensors and plain values refer to. Narrower than what the deserializer itself allows, which
+# includes a constructor that fills memory at will.
+_ALLOWED = re.compile(
+    r"collections (OrderedDict|Counter)|_codecs encode|(builtins|__builtin__) (set|complex)"
+    r"|torch\._utils (_rebuild_tensor_v[23]|_rebuild_parameter)|torch (Size|device|[A-Z]\w*Storage)"
+    r"|torch\.storage UntypedStorage|torch (b?float|complex|u?int)[0-9]\w*|torch bool"
+)
+_CHUNK = 8 << 20  # bytes; small enough for the hash to follow closely, large enough for full disk speed
+
+
+# ---- names
+
+
+def resume_name(step: int) -> str:
+    """Name of the rolling checkpoint after ``step`` optimizer steps."""
+    return f"resume-{step:06d}.ckpt"
+
+
+def best_name(step: int) -> str:
+    """Name of the checkpoint with the best validation loss, reached after ``step`` optimizer steps."""
+    return f"best-{step:06d}.ckpt"
+
+
+def parse_step(path: str | os.PathLike[str]) -> int | None:
+    """The step in a checkpoint's name; None when it is not such a name."""
+    match = _NAME.match(Path(path).name)
+    return int(match["step"]) if match else None
+
+
+def sidecar_path(path: str | os.PathLike[str]) -> Path:
+    """The file that holds a checkpoint's hash."""
+    return Path(f"{os.fspath(path)}.sha256")
+
+
+def list_checkpoints(directory: str | os.PathLike[str], kind: str = "resume") -> list[tuple[int, Path]]:
+    """Step and path of the ``resume`` or ``best`` checkpoints, newest last; nothing is verified."""
+    try:
+        names = os.listdir(directory)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    matches = [match for match in map(_NAME.match, names) if match and match["kind"] == kind]
+    return sorted((int(match["step"]), Path(directory) / match[0]) for match in matches)
+
+
+# ---- writing
+
+
+class _Sink:
+    """The file that ``torch.save`` writes to: small pieces gathered, large ones cut, sizes counted.
+
+    After a failed write it swallows the rest: an exception thrown through the serializer's C++ destructors
+    is not safe, and the count then says how many bytes the whole would have needed.
+    """
+
+    def __init__(self, file: BinaryIO):
+        self.file = file
+        self.size = 0
+        self.error: OSError | None = None
+
+    def write(self, data: bytes | memoryview) -> int:
+        view = memoryview(data).cast("B")
+        self.size += len(view)
+        try:
+            for start in range(0, len(view) if self.error is None else 0, _CHUNK):
+                self.file.write(view[start : start + _CHUNK])
+        except OSError as error:
+            self.error = error
+        return len(view)
+
+    def flush(self) -> None:
+        try:
+            if self.error is None:
+                self.file.flush()
+        except OSError as error:
+            self.error = error
+
+
+class _TrailingHash(threading.Thread):
+    """Hashes a growing file behind its writer, out of the page cache.
+
+    The serializer reuses its buffers, so a thread that is handed them would have to copy; reading back costs
+    less and runs while the writer waits for the disk.
+    """
+
+    def __init__(self, path: Path):
+        super().__init__(name="checkpoint hash", daemon=True)
+        self._file = open(path, "rb", buffering=0)  # noqa: SIM115 - closed at the end of run
+        self._hash = hashlib.sha256()
+        self._is_complete = threading.Event()
+        self._error: OSError | None = None
+        self.start()
+
+    def run(self) -> None:
+        buffer = memoryview(bytearray(1 << 20))
+        try:
+            with self._file:
+                while True:
+                    # Asked before the read, so that nothing can be written between the two.
+                    is_complete = self._is_complete.is_set()
+                    count = self._file.readinto(buffer)
+                    if count:
+                        self._hash.update(buffer[:count])
+                    elif is_complete:
+                        return
+                    else:
+                        self._is_complete.wait(0.002)
+        except OSError as error:
+            self._error = error
+
+    def digest(self) -> str:
+        """The hash of the whole file, to be asked for once everything is flushed."""
+        self._is_complete.set()
+        self.join()
+        if self._error is not None:
+            raise self._error
+        return self._hash.hexdigest()
+
+
+def write(
+    obj: object, path: str | os.PathLike[str], *, on_written: Callable[[Path, str], None] | None = None
+) -> str:
+    """Writes a checkpoint and its sidecar, atomically and durably.
+
+    Args:
+        obj: tensors, numbers, texts and None in dicts, lists, tuples and sets.
+        path: target; replaced if it exists, and until the very end either content verifies.
+        on_written: called with the path and the hash once everything is durable.
+
+    Returns:
+        The SHA-256 of the file, in hexadecimal.
+
+    Raises:
+        StorageError: when it cannot be written, naming the bytes needed and free; files that were there
+            before are as they were.
+        TypeError: when ``obj`` holds a value that could not be loaded again; its place is named.
+    """
+    _require_plain(obj, "checkpoint")
+    target = Path(path)
+    sink: _Sink | None = None
+    with staged(target) as temporary:
+        try:
+            file = open(temporary, "wb", buffering=1 << 20)  # noqa: SIM115 - closed before the rename
+            sink = _Sink(file)
+            trailing = _TrailingHash(temporary)
+            try:
+                _serialize(obj, sink)
+                sink.flush()
+                if sink.error is not None:
+                    raise sink.error
+                os.fsync(file.fileno())
+            finally:
+                digest = trailing.digest()
+                with contextlib.suppress(OSError):  # what a full disk refuses is still in the buffer
+                    file.close()
+            size = temporary.stat().st_size
+            if size != sink.size:
+                raise OSError(f"{size} of {sink.size} bytes arrived")
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                temporary.unlink()  # first, so that the free bytes named are those without it
+            raise storage_error(error, target, sink.size if sink else None) from error
+        line = f"{digest}  {target.name}\n"
+        before = _own_digests(target)
+        # When a file of this name exists already, both hashes stand there until the new one is in place.
+        write_text(sidecar_path(target), line + "".join(f"{old}  {target.name}\n" for old in before))
+        try:
+            os.replace(temporary, target)
+            sync_directory(target.parent)
+        except OSError as error:
+            raise storage_error(error, target, size) from error
+    if before:
+        write_text(sidecar_path(target), line)
+    if on_written is not None:
+        on_written(target, digest)
+    return digest
+
+
+def _serialize(obj: object, sink: _Sink) -> None:
+    """``torch.save`` without the archive's own CRC-32.
+
+    The SHA-256 covers every byte and loading never looks at the CRC; computing it would take most of the
+    time of a save, under the interpreter lock that the hash needs too.
+    """
+    import torch
+    from torch import serialization
+
+    before = serialization.get_crc32_options()
+    serialization.set_crc32_options(False)
+    try:
+        torch.save(obj, sink)  # type: ignore[arg-type]
+    finally:
+        serialization.set_crc32_options(before)
+
+
+def _require_plain(value: object, place: str) -> None:
+    import torch
+
+    plain = (type(None), bool, int, float, complex, str, bytes, torch.Tensor, torch.nn.Parameter)
+    kind = type(value)
+    if kind in plain or kind in (torch.Size, torch.dtype, torch.device):
+        return
+    if isinstance(value, dict) and kind in (dict, OrderedDict, Counter):
+        for key, entry in value.items():
+            _require_plain(key, f"a key of {place}")
+            _require_plain(entry, f"{place}[{key!r}]")
+    elif isinstance(value, list | tuple | set) and kind in (list, tuple, set):
+        for index, entry in enumerate(value):
+            _require_plain(entry, f"{place}[{index}]")
+    else:
+        raise TypeError(
+            f"{place} is a {kind.__module__}.{kind.__qualname__}; a checkpoint holds only tensors and plain"
+            " values (None, bool, int, float, str, bytes in dict, list, tuple, set): nothing else is loaded"
+        )
+
+
+def prune(directory: str | os.PathLike[str], kind: str, keep: int) -> list[Path]:
+    """Deletes all but the newest ``keep`` checkpoints of a kind, and returns what was deleted.
+
+    Only files with a sidecar count and are deleted: they were whole when written. Each goes before its
+    sidecar, so that a kill in between leaves no file that looks unverified.
+
+    Raises:
+        ValueError: when ``keep`` is below 1: the last one is never deleted.
+        StorageError: when a file cannot be deleted.
+    """
+    if keep < 1:
+        raise ValueError(f"keep is {keep}, must be at least 1")
+    sound = [path for _, path in list_checkpoints(directory, kind) if sidecar_path(path).is_file()]
+    for path in sound[:-keep]:
+        remove(path)
+    return sound[:-keep]
+
+
+def remove(path: str | os.PathLike[str]) -> None:
+    """Deletes a checkpoint and then its sidecar.
+
+    Raises:
+        StorageError: when one cannot be deleted.
+    """
+    try:
+        Path(path).unlink(missing_ok=True)
+        sidecar_path(path).unlink(missing_ok=True)
+    except OSError as error:
+        raise storage_error(error, path) from error
+
+
+def remove_orphan_sidecars(directory: str | os.PathLike[str]) -> list[Path]:
+    """Removes sidecars whose checkpoint a kill kept from arriving; to be called by the holder of the lock."""
+    try:
+        names = set(os.listdir(directory))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    orphans = [
+        Path(directory) / name
+        for name in sorted(names)
+        if name.endswith(".sha256") and not is_temporary(name) and name.removesuffix(".sha256") not in names
+    ]
+    for path in orphans:
+        path.unlink(missing_ok=True)
+    return orphans
+
+
+# ---- reading
+
+
+def verify(path: str | os.PathLike[str], *, require_sidecar: bool) -> None:
+    """Compares a checkpoint with its sidecar.
+
+    Args:
+        path: the checkpoint.
+        require_sidecar: whether a file without a sidecar is refused; otherwise it passes with a warning.
+
+    Raises:
+        IntegrityError: when it is missing, not a file, unreadable, or not what was written.
+    """
+    with _open(Path(path)) as file:
+        _verify_open(file, Path(path), require_sidecar)
+
+
+def read(path: str | os.PathLike[str], *, require_sidecar: bool = False, map_location: Any = "cpu") -> Any:
+    """Verifies a checkpoint and loads it from the same open file.
+
+    Args:
+        path: the checkpoint.
+        require_sidecar: as in :func:`verify`.
+        map_location: device for the tensors.
+
+    Raises:
+        IntegrityError: as in :func:`verify`, and when the file is not a checkpoint, is compressed, or holds
+            anything but tensors and plain values.
+    """
+    import torch
+
+    path = Path(path)
+    with _open(path) as file:
+        _verify_open(file, path, require_sidecar)
+        before = os.fstat(file.fileno())
+        _require_layout(file, path)
+        file.seek(0)
+        try:
+            content = torch.load(file, map_location=map_location, weights_only=True, mmap=False)
+        except Exception as error:  # damaged bytes make the unpickler raise anything at all
+            what = f"is damaged or not a checkpoint ({type(error).__name__} while loading)"
+            raise _refusal(path, what) from error
+        after = os.fstat(file.fileno())
+        if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+            raise _refusal(path, "was changed while it was read")
+    return content
+
+
+def newest_verified(
+    directory: str | os.PathLike[str], skipped: list[tuple[Path, str]] | None = None
+) -> Path | None:
+    """The newest resume checkpoint that matches its sidecar; None when there is none.
+
+    Args:
+        directory: the checkpoints of one run.
+        skipped: receives path and reason of every newer file that was passed over.
+    """
+    for _, path in reversed(list_checkpoints(directory)):
+        try:
+            verify(path, require_sidecar=True)
+        except IntegrityError as error:
+            if skipped is not None:
+                skipped.append((path, str(error).splitlines()[0]))
+            continue
+        return path
+    return None
+
+
+def _open(path: Path) -> io.BufferedReader:
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # a named pipe would block for ever
+            raise _refusal(path, "is not a regular file")
+        return open(path, "rb")
+    except FileNotFoundError:
+        raise _refusal(path, "does not exist") from None
+    except OSError as error:
+        raise _refusal(path, f"cannot be read: {error.strerror}") from error
+
+
+def _recorded_digests(path: Path) -> list[str]:
+    """The hashes that a checkpoint's sidecar accepts: one, or two while the file is being replaced."""
+    try:
+        lines = sidecar_path(path).read_text(errors="replace").splitlines()
+    except OSError:
+        return []
+    matches = [match for match in map(_LINE.match, lines[:2]) if match]
+    return [match["digest"] for match in matches if match["name"] == path.name]
+
+
+def _own_digests(path: Path) -> list[str]:
+    """The recorded hash of the file that is there now; none when there is no file or no sidecar."""
+    recorded = _recorded_digests(path)
+    if not recorded or not path.is_file():
+        return []
+    if len(recorded) > 1:  # an earlier replacement was killed: only the file itself says which one it is
+        with open(path, "rb") as file:
+            return [hashlib.file_digest(file, "sha256").hexdigest()]
+    return recorded
+
+
+def _verify_open(file: io.BufferedReader, path: Path, require_sidecar: bool) -> None:
+    if not sidecar_path(path).exists():
+        if require_sidecar:
+            raise _refusal(path, f"has no {sidecar_path(path).name} beside it, so it may be incomplete")
+        warnings.warn(f"{path} has no {sidecar_path(path).name} beside it; it is not verified", stacklevel=3)
+        return
+    recorded = _recorded_digests(path)
+    if not recorded:
+        raise _refusal(path, f"cannot be verified: {sidecar_path(path).name} is damaged")
+    try:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise _refusal(path, f"cannot be read: {error.strerror}") from error
+    if digest not in recorded:
+        raise _refusal(path, f"is damaged: its SHA-256 is not the one in {sidecar_path(path).name}")
+
+
+def _require_layout(file: BinaryIO, path: Path) -> None:
+    """Refuses, before the deserializer sees it, whatever is not a plain archive of stored records."""
+    file.seek(0)
+    if file.read(4) != b"PK\x03\x04":
+        raise _refusal(path, "is not a checkpoint")
+    try:
+        with zipfile.ZipFile(file) as archive:
+            records = archive.infolist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, EOFError) as error:
+        raise _refusal(path, "is truncated or not a checkpoint") from error
+    if any(record.compress_type != zipfile.ZIP_STORED for record in records):
+        raise _refusal(path, "is compressed, and a checkpoint never is")
+    if sum(record.file_size for record in records) > os.fstat(file.fileno()).st_size:
+        raise _refusal(path, "claims to hold more bytes than it has")
+    names = [record.filename.lower() for record in records]  # the deserializer's look-up ignores case
+    folders = {name.partition("/")[0] for name in names}
+    pickles = [record for record in records if record.filename.partition("/")[2] == "data.pkl"]
+    is_sane = len(folders) == 1 and len(pickles) == 1 and len(set(names)) == len(names)
+    if not is_sane or any(".." in name.split("/") for name in names):
+        raise _refusal(path, "is an archive, but not a checkpoint")
+    try:
+        # Past the record's own header; the archive's reader would ask for the CRC that is not there.
+        file.seek(pickles[0].header_offset + 26)
+        file.seek(sum(struct.unpack("<HH", file.read(4))), os.SEEK_CUR)
+        foreign = _foreign_global(file.read(pickles[0].file_size))
+    except (ValueError, IndexError, struct.error, OSError) as error:
+        raise _refusal(path, "is damaged or not a checkpoint") from error
+    if foreign is not None:
+        raise _refusal(path, f"holds {foreign}, and only tensors and plain values are loaded")
+
+
+def _foreign_global(content: bytes) -> str | None:
+    """The first name that a pickle refers to and should not, without running anything in it."""
+    for opcode, argument, _ in pickletools.genops(content):
+        if opcode.name == "GLOBAL":
+            if not _ALLOWED.fullmatch(str(argument)):
+                return str(argument).replace(" ", ".")
+        elif opcode.name in ("INST", "STACK_GLOBAL", "EXT1", "EXT2", "EXT4"):
+            return str(argument or opcode.name).replace(" ", ".")
+    return None
+
+
+def _refusal(path: Path, what: str) -> IntegrityError:
+    others = [found for _, found in reversed(list_checkpoints(path.parent)) if found != path]
+    sound = next((found for found in others if _matches(found)), None)
+    remedy = f"sound and newest beside it: {sound}" if sound else "use another checkpoint, or start a new run"
+    return IntegrityError(f"{path}: {what}\n{remedy}")
+
+
+def _matches(path: Path) -> bool:
+    """Whether a checkpoint matches its sidecar, without a word about why not."""
+    recorded = _recorded_digests(path)
+    try:
+        if not recorded or not path.is_file():
+            return False
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest() in recorded
+    except OSError:
+        return False

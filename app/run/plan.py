@@ -1,0 +1,204 @@
+"""What one launch is going to do, decided before anything heavy is imported."""
+
+import contextlib
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from app.run.arguments import Launch
+from app.run.checkpoint import list_checkpoints, newest_verified
+from app.run.configuration import ConfigFile, find_config, read_config, shipped_directory, shipped_names
+from app.run.directory import RunDirectory, resolve_run
+from app.run.errors import ConfigurationError, IntegrityError
+from app.run.lock import RunLock
+from app.run.status import finished
+
+#: how rank zero tells the ranks that it starts which run this is
+HANDOVER = "ARCHLAB_HANDOVER"
+#: free bytes below which no run is started: a configuration, two small checkpoints and their metrics
+REQUIRED_BYTES = 50_000_000
+
+
+@dataclass
+class Plan:
+    """One launch.
+
+    Attributes:
+        files: configuration files, in the order in which they count.
+        directory: the run's; None until :meth:`open` where no ``--run_dir`` was given.
+        checkpoint: what the run goes on from; None for a start from step 0.
+        weights: checkpoint whose weights alone are taken.
+        resumes: whether the directory already holds this run.
+        is_finished: whether nothing is left to do.
+        notes: what a person should know, such as a damaged checkpoint that was passed over.
+        stem: name of the experiment.
+    """
+
+    files: list[ConfigFile]
+    directory: RunDirectory | None = None
+    checkpoint: Path | None = None
+    weights: Path | None = None
+    resumes: bool = False
+    is_finished: bool = False
+    notes: list[str] = field(default_factory=list)
+    stem: str = "run"
+    lock: RunLock | None = None
+    is_launcher: bool = True
+    _made: bool = False
+
+    def open(self) -> RunDirectory:
+        """The run directory, made and locked if that has not happened yet."""
+        if self.directory is None:
+            self.directory = RunDirectory.create_default("runs", self.stem, REQUIRED_BYTES)
+            self._made = True
+        if self.lock is None and self.is_launcher:
+            self.lock = RunLock(self.directory)
+            self.lock.acquire()
+        return self.directory
+
+    def close(self) -> None:
+        """Gives the lock back; a directory in which no run was begun is left as it was found."""
+        if self.lock is not None:
+            self.lock.release()
+        if self.is_launcher and self._made and self.directory is not None and not self.directory.is_run:
+            for path in (self.directory.checkpoints, self.directory.figures, self.directory.path):
+                with contextlib.suppress(OSError):
+                    path.rmdir()
+
+    def hand_over(self) -> None:
+        """Leaves in the environment what the ranks started from this process need."""
+        os.environ[HANDOVER] = json.dumps(
+            {
+                "files": [str(file.path.resolve()) for file in self.files],
+                "run_dir": str(Path(self.open().path).resolve()),
+                "checkpoint": str(self.checkpoint.resolve()) if self.checkpoint else None,
+                "weights": str(self.weights.resolve()) if self.weights else None,
+                "resumes": self.resumes,
+            }
+        )
+
+
+def make(launch: Launch) -> Plan:
+    """Decides what a ``fit`` does.
+
+    Raises:
+        ConfigurationError: a configuration that is missing or no strict YAML (all files' problems together), a
+            run that exists and is not resumed, or one that is in use.
+        IntegrityError: a run whose checkpoints are all damaged.
+    """
+    handed = os.environ.get(HANDOVER)
+    if handed and int(os.environ.get("LOCAL_RANK", "0")) > 0:
+        return _handed_over(json.loads(handed))
+    given, problems = [], []
+    for name in launch.configs:
+        try:
+            given.append(read_config(find_config(name)))
+        except ConfigurationError as error:
+            problems += error.problems
+    if problems:
+        raise ConfigurationError(problems)
+    plan = Plan(files=given, stem=given[-1].path.stem if given else "run")
+    run, checkpoint = _run_to_resume(launch)
+    if run is not None:
+        _resume(plan, run, checkpoint, launch)
+    elif launch.run_dir is not None:
+        plan.directory = RunDirectory(launch.run_dir)
+        existed = plan.directory.path.exists()
+        plan.directory = RunDirectory.open_new(launch.run_dir, REQUIRED_BYTES)
+        plan._made = not existed
+        plan.open()
+    if not plan.files:
+        plan.close()
+        raise ConfigurationError(
+            "--config is missing; name a configuration, for example "
+            f"--config {' or '.join(shipped_names(shipped_directory())[-2:])}"
+        )
+    if launch.init_from is not None:
+        plan.weights = weights_of(launch.init_from)
+    return plan
+
+
+def weights_of(argument: str) -> Path:
+    """The checkpoint that a user means by a run directory (its best, else its last) or a file.
+
+    Raises:
+        ConfigurationError: it is neither, or holds no checkpoint.
+    """
+    run, file = resolve_run(argument)
+    if file is not None:
+        return file
+    best = list_checkpoints(run.checkpoints, "best")
+    found = best[-1][1] if best else newest_verified(run.checkpoints)
+    if found is None:
+        raise ConfigurationError(f"{argument}: holds no checkpoint yet; let the run reach its first one")
+    return found
+
+
+def _run_to_resume(launch: Launch) -> tuple[RunDirectory | None, Path | None]:
+    if launch.resume is None:
+        return None, None
+    if launch.init_from is not None:
+        raise ConfigurationError(
+            "--resume and --init_from exclude each other: go on with a run, or begin from its weights"
+        )
+    if launch.resume != "auto":
+        run, checkpoint = resolve_run(launch.resume)
+        if launch.run_dir is not None and Path(launch.run_dir).resolve() != Path(run.path).resolve():
+            raise ConfigurationError(
+                f"--run_dir {launch.run_dir}: differs from the run that is resumed ({run}); leave it out"
+            )
+        return run, checkpoint
+    if launch.run_dir is None:
+        raise ConfigurationError("--resume auto: needs --run_dir DIR, the folder to go on in or to start in")
+    run = RunDirectory(launch.run_dir)
+    return (run, None) if run.is_run else (None, None)
+
+
+def _resume(plan: Plan, run: RunDirectory, checkpoint: Path | None, launch: Launch) -> None:
+    plan.directory, plan.resumes = run, True
+    saved = [read_config(run.config)] if run.config.exists() else []
+    plan.files = [*saved, *plan.files]
+    max_steps = _max_steps(plan.files, launch)
+    if checkpoint is None and max_steps is not None and finished(run, max_steps):
+        plan.is_finished = True
+        return
+    plan.open()
+    run.sweep()
+    skipped: list[tuple[Path, str]] = []
+    plan.checkpoint = checkpoint or newest_verified(run.checkpoints, skipped)
+    plan.notes += [reason for _, reason in skipped]
+    if plan.checkpoint is None:
+        if skipped:
+            plan.close()
+            raise IntegrityError(
+                f"{run}: none of its {len(skipped)} checkpoints is whole ({skipped[0][1]}); "
+                "begin again in another --run_dir"
+            )
+        plan.notes.append(f"{run} holds no checkpoint yet; it starts again from step 0")
+    elif skipped:
+        plan.notes.append(f"going on from {plan.checkpoint.name}, the newest one that is whole")
+
+
+def _max_steps(files: list[ConfigFile], launch: Launch) -> int | None:
+    text: Any = launch.value("trainer.max_steps")
+    for file in reversed(files):
+        if text is None:
+            trainer = file.data.get("trainer")
+            text = trainer.get("max_steps") if isinstance(trainer, dict) else None
+    try:
+        return int(text)
+    except (TypeError, ValueError):
+        return None
+
+
+def _handed_over(values: dict[str, Any]) -> Plan:
+    return Plan(
+        files=[read_config(path) for path in values["files"]],
+        directory=RunDirectory(values["run_dir"]),
+        checkpoint=Path(values["checkpoint"]) if values["checkpoint"] else None,
+        weights=Path(values["weights"]) if values["weights"] else None,
+        resumes=values["resumes"],
+        is_launcher=False,
+    )

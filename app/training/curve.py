@@ -1,0 +1,55 @@
+"""The training curve."""
+
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from app.training.language_model import LN2, LanguageModelModule
+
+
+class TrainingCurve(Callback):
+    """Logs the objective of every logged optimizer step.
+
+    Each value is that of the one step, over all its micro-batches and ranks, so that a resumed run needs no
+    history to continue the curve.
+
+    Keys:
+        ``train/loss``: cross-entropy, nats per token.
+        ``train/bpb``: the same in bits per byte of text.
+        ``train/aux_loss``: weighted auxiliary loss.
+        ``train/grad_norm``: global gradient norm before clipping.
+        ``train/lr``: learning rate of the step.
+        ``tokens_seen``: training tokens up to and including the step.
+    """
+
+    def __init__(self) -> None:
+        self.last: dict[str, float] = {}
+        self._losses: list[torch.Tensor] = []
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
+        """Adds the micro-batch; logs after the step's last one, with a single transfer."""
+        record = outputs["record"]
+        if not record.is_logged:
+            return
+        self._losses.append(torch.stack([record.output.loss.float(), record.output.aux_loss.float()]))
+        if not record.is_last_micro:
+            return
+        assert isinstance(pl_module, LanguageModelModule) and pl_module.gradient_norm is not None
+        losses = torch.stack(self._losses).mean(dim=0)
+        self._losses = []
+        if trainer.world_size > 1:
+            torch.distributed.all_reduce(losses)
+            losses = losses / trainer.world_size
+        loss, auxiliary, norm = torch.cat([losses, pl_module.gradient_norm.float()[None]]).tolist()
+        tokens_per_step = trainer.datamodule.tokens_per_step  # type: ignore[attr-defined]
+        self.last = {
+            "train/loss": loss,
+            "train/bpb": loss / LN2 / pl_module.bytes_per_token,
+            "train/aux_loss": auxiliary,
+            "train/grad_norm": norm,
+            "train/lr": pl_module.current_learning_rate(record.step - 1),
+            "tokens_seen": float(record.step * tokens_per_step),
+        }
+        for logger in trainer.loggers:
+            logger.log_metrics(self.last, step=record.step)

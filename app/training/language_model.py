@@ -1,0 +1,342 @@
+"""The LightningModule that every architecture trains in."""
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+import torch.distributed.nn.functional as distributed_functional
+import torch.nn.functional as F
+from lightning.pytorch import LightningModule
+from torch import Tensor
+
+from app.models import LanguageModel, LanguageModelOutput
+from app.models.generation import generate
+from app.records import StepRecord
+from app.run.errors import ConfigurationError
+from app.training.nonfinite import FiniteGate, poison
+from app.training.schedules import Schedule, rate_factor
+
+LN2 = 0.6931471805599453
+
+
+class LanguageModelModule(LightningModule):
+    """Trains any :class:`~app.models.LanguageModel`: loss, optimizer, schedule, exact evaluation.
+
+    An architecture's own module builds its network and passes everything else on. Nothing in here knows
+    which architecture it trains.
+
+    Args:
+        network: the network; it decides which parameters decay and what its auxiliary loss is.
+        optimizer: ``adamw`` (Loshchilov & Hutter 2019) or ``sgd`` with momentum ``beta1``.
+        learning_rate: peak rate, > 0.
+        schedule: shape of the rate over the run, see :func:`app.training.schedules.rate_factor`.
+        warmup_steps: optimizer steps of linear warm-up, >= 0.
+        final_learning_rate_ratio: rate at the last step over the peak, in [0, 1].
+        decay_fraction: share of the run over which ``wsd`` decays, in (0, 1].
+        weight_decay: decoupled decay of matrices, >= 0; norms, gains and biases never decay.
+        beta1: first-moment coefficient, in [0, 1).
+        beta2: second-moment coefficient, in [0, 1).
+        gradient_clip: largest global gradient norm; 0 switches clipping off.
+        nonfinite: ``stop`` ends the run at the next logging step after a non-finite loss or gradient norm,
+            with the weights as they were before that step; ``skip`` leaves the step out and goes on.
+        max_skips: with ``skip``, consecutive steps left out before the run ends all the same, >= 1.
+
+    Raises:
+        ConfigurationError: naming every argument outside its range.
+    """
+
+    def __init__(
+        self,
+        network: LanguageModel,
+        optimizer: Literal["adamw", "sgd"] = "adamw",
+        learning_rate: float = 1e-3,
+        schedule: Schedule = "cosine",
+        warmup_steps: int = 100,
+        final_learning_rate_ratio: float = 0.1,
+        decay_fraction: float = 0.2,
+        weight_decay: float = 0.1,
+        beta1: float = 0.9,
+        beta2: float = 0.95,
+        gradient_clip: float = 1.0,
+        nonfinite: Literal["stop", "skip"] = "stop",
+        max_skips: int = 10,
+    ) -> None:
+        super().__init__()
+        settings = {name: value for name, value in locals().items() if name in TRAINING_ARGUMENTS}
+        problems = LanguageModelModule.problems(**settings)
+        if problems:
+            raise ConfigurationError(problems)
+        self.network = network
+        self.optimizer_name = optimizer
+        self.learning_rate = learning_rate
+        self.schedule: Schedule = schedule
+        self.warmup_steps = warmup_steps
+        self.final_learning_rate_ratio = final_learning_rate_ratio
+        self.decay_fraction = decay_fraction
+        self.weight_decay = weight_decay
+        self.beta1 = beta1
+        self.beta2 = beta2
+        self.gradient_clip = gradient_clip
+        self.nonfinite = nonfinite
+        self.max_skips = max_skips
+        self.gate = FiniteGate(nonfinite)
+        self.gradient_norm: Tensor | None = None
+        self.last_validation: dict[str, float] = {}
+        self._evaluation_sums: Tensor | None = None
+        self._token_bytes: Tensor | None = None
+
+    @classmethod
+    def problems(cls, **arguments: Any) -> list[str]:
+        """Every range rule that these constructor arguments break, one message each; absent ones pass."""
+        found = []
+
+        def check(name: str, holds: bool, rule: str) -> None:
+            if not holds:
+                found.append(f"{name}: {arguments[name]!r} is out of range; {rule}")
+
+        for name, (low, low_allowed, high, high_allowed, rule) in _RANGES.items():
+            value = arguments.get(name)
+            if isinstance(value, int | float):
+                above = value >= low if low_allowed else value > low
+                below = value <= high if high_allowed else value < high
+                check(name, above and below, rule)
+        return found
+
+    # -- training ---------------------------------------------------------------------------------------
+
+    def forward(self, idx: Tensor, targets: Tensor | None = None) -> LanguageModelOutput:
+        """The network's own forward: ``idx (B, T)`` to :class:`~app.records.LanguageModelOutput`."""
+        output: LanguageModelOutput = self.network(idx, targets)
+        return output
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Any]:
+        """One micro-batch ``(idx, targets)``, each ``(B, T)``; returns the loss and its record."""
+        idx, targets = batch
+        output = self.network(idx, targets)
+        auxiliary = self._auxiliary_loss(output)
+        assert output.loss is not None
+        loss = poison(output.loss + auxiliary)
+        detached = LanguageModelOutput(
+            logits=output.logits.new_empty(0),
+            loss=output.loss.detach(),
+            aux_loss=auxiliary.detach(),
+            routing=output.routing,
+        )
+        return {"loss": loss, "record": self._record(detached, idx.numel(), batch_idx)}
+
+    def _auxiliary_loss(self, output: LanguageModelOutput) -> Tensor:
+        """The auxiliary loss of the whole global batch.
+
+        It is a function of batch means, so the mean over ranks comes before the function, not after: one
+        differentiable all-reduce carries the means of all layers.
+        """
+        if self._trainer is None or self.trainer.world_size == 1:
+            return output.aux_loss
+        means = self.network.auxiliary_means(output)
+        if means is None:
+            return output.aux_loss
+        means = distributed_functional.all_reduce(means) / self.trainer.world_size
+        return self.network.auxiliary_losses(means)
+
+    def _record(self, output: LanguageModelOutput, tokens: int, batch_idx: int) -> StepRecord:
+        accumulation = self.trainer.accumulate_grad_batches
+        step = self.trainer.global_step + 1
+        return StepRecord(
+            step=step,
+            micro_step=batch_idx % accumulation,
+            is_last_micro=(batch_idx + 1) % accumulation == 0,
+            is_logged=self.is_logged(step),
+            tokens=tokens,
+            output=output,
+            measure=self.network.measures,
+        )
+
+    def is_logged(self, step: int) -> bool:
+        """Whether watchers log at this optimizer step: the first, the last and every n-th."""
+        return step == 1 or step == self.trainer.max_steps or step % self.trainer.log_every_n_steps == 0
+
+    # -- optimizer --------------------------------------------------------------------------------------
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """One fused optimizer over the network's parameter groups; fused, so that a flag can gate its step."""
+        groups = [
+            {"params": group["params"], "weight_decay": self.weight_decay if group["decay"] else 0.0}
+            for group in self.network.parameter_groups()
+            if group["params"]
+        ]
+        if self.optimizer_name == "sgd":
+            return torch.optim.SGD(groups, lr=self.learning_rate, momentum=self.beta1, fused=True)
+        return torch.optim.AdamW(groups, lr=self.learning_rate, betas=(self.beta1, self.beta2), fused=True)
+
+    def on_train_start(self) -> None:
+        """Puts this configuration's decay and coefficients in place of those a checkpoint brought along."""
+        optimizer = self.trainer.optimizers[0]
+        decays = [g["decay"] for g in self.network.parameter_groups() if g["params"]]
+        for group, decays_weights in zip(optimizer.param_groups, decays, strict=True):
+            group["weight_decay"] = self.weight_decay if decays_weights else 0.0
+            if self.optimizer_name == "sgd":
+                group["momentum"] = self.beta1
+            else:
+                group["betas"] = (self.beta1, self.beta2)
+
+    def current_learning_rate(self, step: int) -> float:
+        """The rate of the optimizer step with this index, counted from 0."""
+        return self.learning_rate * rate_factor(
+            self.schedule,
+            step,
+            self.trainer.max_steps,
+            self.warmup_steps,
+            self.final_learning_rate_ratio,
+            self.decay_fraction,
+        )
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clips by global norm, keeps the norm on the device, and sets the rate of this step."""
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        limit = self.gradient_clip if self.gradient_clip > 0 else float("inf")
+        self.gradient_norm = torch.nn.utils.clip_grad_norm_(parameters, limit, foreach=True).detach()
+        rate = self.current_learning_rate(self.trainer.global_step)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        self.gate.update(optimizer, self.gradient_norm, self.trainer.global_step + 1)
+
+    # -- evaluation -------------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        """Takes the bytes per token from the tokenizer, so that losses can be stated per byte."""
+        datamodule = getattr(self.trainer, "datamodule", None)
+        if datamodule is not None:
+            self._token_bytes = torch.as_tensor(datamodule.tokenizer.token_bytes, dtype=torch.float64)
+
+    def on_validation_epoch_start(self) -> None:
+        """Empties the sums of the evaluation: nats, tokens, bytes."""
+        self._evaluation_sums = torch.zeros(3, dtype=torch.float64, device=self.device)
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Adds one batch to the sums; targets of −100 count nothing, so padding leaves no trace."""
+        idx, targets = batch
+        logits = self.network(idx).logits
+        nats = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="sum")
+        counted = targets >= 0
+        assert self._evaluation_sums is not None and self._token_bytes is not None
+        self._token_bytes = self._token_bytes.to(targets.device)
+        n_bytes = (self._token_bytes[targets.clamp(min=0)] * counted).sum()
+        self._evaluation_sums += torch.stack([nats.double(), counted.sum().double(), n_bytes])
+
+    def on_validation_epoch_end(self) -> None:
+        """Reduces the sums over ranks and publishes loss, bits per byte and perplexity of the whole split."""
+        self._finish_evaluation("val")
+
+    on_test_epoch_start = on_validation_epoch_start
+    test_step = validation_step
+
+    def on_test_epoch_end(self) -> None:
+        """The same for the test split."""
+        self._finish_evaluation("test")
+
+    def _finish_evaluation(self, stage: str) -> None:
+        assert self._evaluation_sums is not None
+        if self.trainer.world_size > 1:
+            torch.distributed.all_reduce(self._evaluation_sums)
+        nats, tokens, n_bytes = self._evaluation_sums.tolist()
+        self._evaluation_sums = None
+        self.last_validation = {
+            f"{stage}/loss": nats / tokens,
+            f"{stage}/bpb": nats / LN2 / n_bytes,
+            f"{stage}/perplexity": float(torch.tensor(nats / tokens, dtype=torch.float64).exp()),
+            f"{stage}/tokens": tokens,
+        }
+        curve = {name: value for name, value in self.last_validation.items() if not name.endswith("/tokens")}
+        for logger in self.trainer.loggers:
+            logger.log_metrics(curve, step=self.trainer.global_step)
+
+    @property
+    def bytes_per_token(self) -> float:
+        """Mean UTF-8 bytes per token of the training text."""
+        return float(self.trainer.datamodule.bytes_per_token)  # type: ignore[attr-defined]
+
+    # -- text -------------------------------------------------------------------------------------------
+
+    def generate_text(self, prompt: str = "", **options: Any) -> str:
+        """Text that continues one prompt; options as in :meth:`generate_texts`."""
+        return self.generate_texts([prompt], **options)[0]
+
+    def generate_texts(
+        self,
+        prompts: Sequence[str],
+        max_new_tokens: int = 200,
+        temperature: float = 0.8,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int = 0,
+    ) -> list[str]:
+        """Texts that continue prompts of equal length; no mode and no global generator is left changed.
+
+        Args:
+            prompts: texts to continue, with equally many tokens; an empty one starts after a line break, or
+                after the first symbol where there is none.
+            max_new_tokens: tokens to generate.
+            temperature: 0 is greedy.
+            top_k: keep the k likeliest tokens.
+            top_p: keep the smallest set of tokens with this probability.
+            seed: of the generator used for these texts alone.
+        """
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        starts = [data.tokenizer.encode(prompt) if prompt else data.tokenizer.start() for prompt in prompts]
+        idx = torch.tensor([start.tolist() for start in starts], dtype=torch.int64, device=self.device)
+        was_training = self.network.training
+        self.network.eval()
+        try:
+            with torch.no_grad():
+                stream = generate(
+                    self.network,
+                    idx,
+                    max_new_tokens,
+                    temperature=temperature,
+                    top_k=top_k,
+                    top_p=top_p,
+                    generator=torch.Generator(device=self.device).manual_seed(seed),
+                    block_size=data.block_size,
+                )
+                tokens = torch.stack(list(stream), dim=1)
+        finally:
+            self.network.train(was_training)
+        return [data.tokenizer.decode(row) for row in tokens.cpu().numpy()]
+
+
+def network_problems(network_class: type[LanguageModel], arguments: Mapping[str, Any]) -> list[str]:
+    """What a network's constructor has against these arguments, found without memory for its weights.
+
+    Args:
+        network_class: its constructor raises ``ValueError`` with a line ``name = value: rule`` per problem.
+        arguments: of the whole module; those that the network does not take are left out, and sizes that
+            only the data knows stand at 2.
+    """
+    accepted = inspect.signature(network_class).parameters
+    given = {"vocab_size": 2, "block_size": 2} | dict(arguments)
+    try:
+        with torch.device("meta"):
+            network_class(**{name: value for name, value in given.items() if name in accepted})
+    except ValueError as error:
+        return [line.replace(" = ", ": ", 1) if " = " in line else line for line in str(error).splitlines()]
+    return []
+
+
+_RANGES: Mapping[str, tuple[float, bool, float, bool, str]] = {
+    "learning_rate": (0, False, float("inf"), False, "it must be positive, for example 1.0e-3"),
+    "warmup_steps": (0, True, float("inf"), False, "it must be 0 or more optimizer steps"),
+    "final_learning_rate_ratio": (0, True, 1, True, "it must lie in [0, 1]"),
+    "decay_fraction": (0, False, 1, True, "it must lie in (0, 1]"),
+    "weight_decay": (0, True, float("inf"), False, "it must be 0 or more"),
+    "beta1": (0, True, 1, False, "it must lie in [0, 1)"),
+    "beta2": (0, True, 1, False, "it must lie in [0, 1)"),
+    "gradient_clip": (0, True, float("inf"), False, "it must be 0 (off) or a positive norm"),
+    "max_skips": (1, True, float("inf"), False, "it must be 1 or more"),
+}
+TRAINING_ARGUMENTS = frozenset({*_RANGES, "optimizer", "schedule", "nonfinite"})

@@ -1,0 +1,203 @@
+"""Loggers that write into one run directory and go on in the same files when the run is resumed.
+
+Both count in completed optimizer steps, act on rank zero only, need no collective for any property and
+drop what lies after the resume point, so that a resumed run's files are those of an uninterrupted one.
+``epoch``, which the framework adds to every dictionary of ``self.log``, is left out: training is one stream.
+"""
+
+from argparse import Namespace
+from collections.abc import Mapping
+from numbers import Integral
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers.logger import Logger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from app.training.step_files import DetailLines, MetricsTable
+
+FRAMEWORK_KEYS = frozenset({"epoch", "step"})
+
+
+class TensorBoardRunLogger(TensorBoardLogger):
+    """TensorBoard events directly in the run directory, without versions and without ``hparams.yaml``.
+
+    Args:
+        run_dir: directory of the event files.
+        resume_step: the step that the run goes on from; TensorBoard then hides every event of a later step
+            that the interrupted launch wrote. None for a new run.
+    """
+
+    def __init__(self, run_dir: str | Path, resume_step: int | None = None):
+        # The purge drops events whose step is not below the given one.
+        purge_step = None if resume_step is None else resume_step + 1
+        super().__init__(
+            save_dir=run_dir, name="", version="", default_hp_metric=False, purge_step=purge_step
+        )
+
+    @property
+    def log_dir(self) -> str:
+        """The run directory."""
+        return self._root_dir
+
+    @property
+    def root_dir(self) -> str:
+        """The run directory."""
+        return self._root_dir
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Writes one scalar event per key.
+
+        Args:
+            metrics: key to number.
+            step: completed optimizer steps.
+        """
+        super().log_metrics(
+            {key: number for key, number in metrics.items() if key not in FRAMEWORK_KEYS}, step
+        )
+
+    @rank_zero_only
+    def log_text(self, tag: str, text: str, step: int) -> None:
+        """Writes a text event that is shown as it is, with its line breaks and free of markup.
+
+        Args:
+            tag: key of the text, such as ``samples/0``.
+            text: any text.
+            step: completed optimizer steps.
+        """
+        # Four spaces make a preformatted block of the Markdown that TensorBoard renders.
+        self.experiment.add_text(tag, "\n".join("    " + line for line in text.split("\n")), step)
+
+    @rank_zero_only
+    def log_hyperparams(
+        self,
+        params: dict[str, Any] | Namespace,
+        metrics: dict[str, Any] | None = None,
+        step: int | None = None,
+    ) -> None:
+        """Writes nothing: the configuration is the run directory's ``config.yaml``."""
+
+    @rank_zero_only
+    def flush(self) -> None:
+        """Hands every event so far to the operating system."""
+        if self._experiment is not None:
+            self._experiment.flush()
+
+    @rank_zero_only
+    def save(self) -> None:
+        """The same as :meth:`flush`; the base class would also write a file of hyper-parameters."""
+        self.flush()
+
+
+class RunFilesLogger(Logger):
+    """``metrics.csv`` and ``details.jsonl`` in the run directory.
+
+    The table has at most one row per step and stage (training, ``val/``, ``test/``), with numbers that read
+    back exactly; the lines hold per-layer values, one line per step and key.
+
+    Every call writes at once, so a killed process loses no complete row; :meth:`flush` also survives the
+    machine. Whoever writes a checkpoint calls :meth:`flush` first: then no row of a step up to a checkpoint's
+    can be missing after a resume from it.
+
+    Args:
+        run_dir: directory of both files; they are made at the first number.
+        resume_step: the step that the run goes on from: rows and lines of later steps, and whatever a crash
+            left half-written, are dropped before the first write. None keeps every complete row.
+
+    Raises:
+        ValueError: at the first write, if ``metrics.csv`` is there and is no table of steps.
+        StorageError: from every call that writes, when a file cannot be written.
+    """
+
+    def __init__(self, run_dir: str | Path, resume_step: int | None = None):
+        super().__init__()
+        self._run_dir = Path(run_dir)
+        self._resume_step = resume_step
+        self._metrics: MetricsTable | None = None
+        self._details: DetailLines | None = None
+
+    @property
+    def name(self) -> str:
+        """Empty: the directory is the run's and not the logger's."""
+        return ""
+
+    @property
+    def version(self) -> str:
+        """Empty: a run has one directory for all its launches."""
+        return ""
+
+    @property
+    def save_dir(self) -> str:
+        """The run directory."""
+        return str(self._run_dir)
+
+    @property
+    def log_dir(self) -> str:
+        """The run directory."""
+        return str(self._run_dir)
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Adds numbers to the row of their step and stage.
+
+        Args:
+            metrics: key to number; tensors of one element are read.
+            step: completed optimizer steps.
+
+        Raises:
+            ValueError: without a step.
+        """
+        if step is None:
+            raise ValueError(
+                "metrics.csv needs the number of completed optimizer steps; pass step=trainer.global_step"
+            )
+        numbers = {key: _number(value) for key, value in metrics.items() if key not in FRAMEWORK_KEYS}
+        if not numbers:
+            return
+        if self._metrics is None:
+            self._metrics = MetricsTable(self._run_dir / "metrics.csv", self._resume_step)
+        self._metrics.add(step, numbers)
+
+    @rank_zero_only
+    def log_details(self, details: Mapping[str, Any], step: int) -> None:
+        """Adds one line per key.
+
+        Args:
+            details: key to nested lists of numbers.
+            step: completed optimizer steps.
+        """
+        if self._details is None:
+            self._details = DetailLines(self._run_dir / "details.jsonl", self._resume_step)
+        self._details.add(step, details)
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """Writes nothing: the configuration is the run directory's ``config.yaml``."""
+
+    @rank_zero_only
+    def flush(self) -> None:
+        """Puts every row and line so far on the disk."""
+        for file in (self._metrics, self._details):
+            if file is not None:
+                file.sync()
+
+    @rank_zero_only
+    def save(self) -> None:
+        """The same as :meth:`flush`."""
+        self.flush()
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Puts everything on the disk; later numbers are still accepted.
+
+        Args:
+            status: how the run ended; the files are the same either way.
+        """
+        self.flush()
+
+
+def _number(value: Any) -> str:
+    """A number as text that reads back exactly; numpy scalars and tensors of one element count as numbers."""
+    return str(int(value)) if isinstance(value, Integral) else repr(float(value))

@@ -1,0 +1,220 @@
+"""The two text files of a run that grow by steps, and how they survive crashes and go on after a resume."""
+
+import csv
+import io
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from app.run.atomic import storage_error, write_text
+
+
+class StepFile:
+    """A text file that grows by steps; only the lines of the newest step may still change.
+
+    Those are rewritten in place with one system call, everything before them is never touched: a kill at any
+    moment tears at most a line of the step that was being written.
+
+    Raises:
+        StorageError: from every method, when the file cannot be written.
+    """
+
+    def __init__(self, path: Path):
+        self._path = path
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        except OSError as error:
+            raise storage_error(error, path) from error
+        self._settled = self._size = os.fstat(self._descriptor).st_size  # bytes of older steps, of all
+
+    def _read(self) -> list[str]:
+        """Complete lines of the file; a last line without its end is left out."""
+        return self._path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
+
+    def _restore(self, head: str, lines: list[tuple[int, str]]) -> tuple[int | None, list[str]]:
+        """Keeps ``head`` and these ``(step, line)`` of the file; returns the newest step and its lines."""
+        newest_step = lines[-1][0] if lines else None
+        n_older = len(lines)
+        while n_older and lines[n_older - 1][0] == newest_step:
+            n_older -= 1
+        texts = [text + "\n" for _, text in lines]
+        self._replace(head + "".join(texts[:n_older]), "".join(texts[n_older:]))
+        return newest_step, [text for _, text in lines[n_older:]]
+
+    def _replace(self, older: str, newest: str) -> None:
+        """Replaces the whole file atomically, unless it holds just this."""
+        older_bytes, content = older.encode(), (older + newest).encode()
+        if content != self._path.read_bytes():
+            write_text(self._path, older + newest)
+            os.close(self._descriptor)
+            self._descriptor = os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
+        self._settled, self._size = len(older_bytes), len(content)
+
+    def _settle(self) -> None:
+        """Begins a new step: what is in the file now stays."""
+        self._settled = self._size
+
+    def _rewrite(self, newest: str) -> None:
+        """Writes the lines of the newest step in place of its earlier ones."""
+        view, offset = memoryview(newest.encode()), self._settled
+        try:
+            while view:
+                n_written = os.pwrite(self._descriptor, view, offset)
+                view, offset = view[n_written:], offset + n_written
+            if offset < self._size:
+                os.ftruncate(self._descriptor, offset)
+        except OSError as error:
+            raise storage_error(error, self._path, len(view)) from error
+        self._size = offset
+
+    def sync(self) -> None:
+        """Puts the file on the disk."""
+        try:
+            os.fsync(self._descriptor)
+        except OSError as error:
+            raise storage_error(error, self._path) from error
+
+
+class MetricsTable(StepFile):
+    """``metrics.csv``: the column ``step`` and one column per key, in order of first appearance.
+
+    A step has at most one row per stage: one for training and, if any of its keys starts with ``val/`` or
+    ``test/``, one for that stage. Keys that come later for the same step and stage join the row; a new key
+    widens the table, for which the file is rewritten atomically.
+
+    Args:
+        path: the file; made if it is not there.
+        resume_step: rows of later steps are dropped; None keeps every complete row.
+
+    Raises:
+        ValueError: if the file is there and is no table of steps.
+    """
+
+    def __init__(self, path: Path, resume_step: int | None):
+        super().__init__(path)
+        header, *lines = self._read() or ["step"]
+        self._columns = next(csv.reader([header]))
+        if self._columns[:1] != ["step"]:
+            raise ValueError(
+                f"{path} does not begin with the column `step`, so it is no metrics file; move it away"
+            )
+        parsed = [(_row_step(line, len(self._columns)), line) for line in lines]
+        kept = [(step, line) for step, line in parsed if step is not None and _is_kept(step, resume_step)]
+        self._step, newest = self._restore(_csv_line(self._columns), kept)
+        self._rows: dict[str, dict[str, str]] = {}  # the newest step's, by stage
+        for line in newest:
+            row = {key: cell for key, cell in zip(self._columns, line.split(","), strict=True) if cell}
+            del row["step"]
+            self._rows.setdefault(_stage(row), {}).update(row)
+
+    def add(self, step: int, numbers: Mapping[str, str]) -> None:
+        """Joins numbers to the row of their step and stage.
+
+        Args:
+            step: completed optimizer steps.
+            numbers: key to the text of a number.
+        """
+        if step != self._step:
+            self._settle()
+            self._step, self._rows = step, {}
+        self._rows.setdefault(_stage(numbers), {}).update(numbers)
+        new_keys = [key for key in numbers if key not in self._columns]
+        if new_keys:
+            self._columns.extend(new_keys)
+            older = self._path.read_bytes()[: self._settled].decode().split("\n")[1:-1]
+            widened = [line + "," * len(new_keys) + "\n" for line in older]
+            self._replace(_csv_line(self._columns) + "".join(widened), self._newest())
+        else:
+            self._rewrite(self._newest())
+
+    def _newest(self) -> str:
+        """The lines of the newest step."""
+        cells = (
+            [str(self._step), *(row.get(key, "") for key in self._columns[1:])] for row in self._rows.values()
+        )
+        return "".join(map(_csv_line, cells))
+
+
+class DetailLines(StepFile):
+    """``details.jsonl``: one line ``{"step": …, "key": …, "values": …}`` per step and key.
+
+    Args:
+        path: the file; made if it is not there.
+        resume_step: lines of later steps are dropped; None keeps every complete line.
+    """
+
+    def __init__(self, path: Path, resume_step: int | None):
+        super().__init__(path)
+        parsed = [(_detail_address(line), line) for line in self._read()]
+        kept = [
+            (address[0], line) for address, line in parsed if address and _is_kept(address[0], resume_step)
+        ]
+        self._step, newest = self._restore("", kept)
+        self._lines = {json.loads(line)["key"]: line for line in newest}  # the newest step's
+
+    def add(self, step: int, details: Mapping[str, Any]) -> None:
+        """Adds one line per key, in place of an earlier one of the same step and key.
+
+        Args:
+            step: completed optimizer steps.
+            details: key to nested lists of numbers; what is not finite becomes null.
+        """
+        if step != self._step:
+            self._settle()
+            self._step, self._lines = step, {}
+        for key, values in details.items():
+            self._lines[key] = json.dumps(
+                {"step": step, "key": key, "values": _finite(values)}, allow_nan=False
+            )
+        self._rewrite("".join(line + "\n" for line in self._lines.values()))
+
+
+def _stage(keys: Iterable[str]) -> str:
+    """Which row of a step these keys belong to."""
+    prefixes = {key.partition("/")[0] for key in keys}
+    return next((stage for stage in ("val", "test") if stage in prefixes), "train")
+
+
+def _is_kept(step: int, resume_step: int | None) -> bool:
+    return resume_step is None or step <= resume_step
+
+
+def _csv_line(cells: Iterable[str]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerow(cells)
+    return text.getvalue()
+
+
+def _row_step(line: str, n_columns: int) -> int | None:
+    """The step of a row; None for what a crash left of one."""
+    step, *numbers = line.split(",")
+    try:
+        for number in numbers:
+            float(number or "nan")
+        return int(step) if len(numbers) == n_columns - 1 else None
+    except ValueError:
+        return None
+
+
+def _detail_address(line: str) -> tuple[int, str] | None:
+    """Step and key of a line; None for what a crash left of one."""
+    try:
+        record = json.loads(line)
+        return int(record["step"]), str(record["key"])
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _finite(values: Any) -> Any:
+    """Nested lists of numbers with null for what JSON has no number for."""
+    if hasattr(values, "tolist"):
+        values = values.tolist()
+    if isinstance(values, Mapping):
+        return {key: _finite(value) for key, value in values.items()}
+    if isinstance(values, list | tuple):
+        return [_finite(value) for value in values]
+    return None if isinstance(values, float) and not math.isfinite(values) else values

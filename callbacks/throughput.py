@@ -1,0 +1,189 @@
+"""Speed and memory of training."""
+
+import os
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import nn
+
+from callbacks.watcher import log_scalars, step_record
+
+GIB = 2**30
+
+# Dense bf16 peak in TFLOP/s from the makers' data sheets; the first name contained in the device's counts.
+PEAK_TFLOPS = {"H100 PCIe": 756.0, "H100 NVL": 835.0, "H100": 989.4, "H200": 989.4, "A100": 312.0}
+
+
+class Throughput(Callback):
+    """Measures speed over the interval from one logged step to the next, and memory.
+
+    An interval leaves out validation, with everything that other callbacks do in it. The first one also holds
+    what only happens once, such as compilation. On a GPU the clock is read after waiting for the device,
+    which happens at logged steps and around validations only. Logged keys:
+
+    - ``speed/tokens_per_second``: of all ranks together
+    - ``speed/step_ms``: milliseconds per optimizer step
+    - ``speed/data_wait_share``: share of the time in which the host was between two training batches: it
+      fetched data, or ran the callbacks that come after this one; in [0, 1]
+    - ``speed/memory_gib``: GiB; on a GPU the most that tensors took since the start of the process, otherwise
+      the memory of the process now; of rank zero
+    - ``speed/flops_per_token``: model FLOPs of one training token, forward and backward:
+      ``network.flops_per_token(block_size)`` where the network has it; otherwise 6 × the entries of its
+      weights with two or more axes, without embeddings that are looked up only (Kaplan et al. 2020,
+      arXiv 2001.08361, section 2.1, without the term of attention)
+    - ``speed/mfu``: model-FLOP utilisation (Chowdhery et al. 2022, arXiv 2204.02311, appendix B):
+      tokens/s × FLOPs per token / (ranks × peak), in [0, 1]; only with a known peak
+    - ``speed/tokens_seen``: tokens trained on since step 0, all ranks and launches
+
+    Args:
+        peak_tflops: peak of one device in TFLOP/s at the precision of the run, > 0. None looks a GPU up in a
+            table of dense bf16 peaks (A100, H100, H200); elsewhere ``speed/mfu`` is then not logged.
+
+    Attributes:
+        last: scalars of the newest logged step, by key.
+
+    Raises:
+        ValueError: for a peak that is not positive.
+    """
+
+    def __init__(self, peak_tflops: float | None = None):
+        if peak_tflops is not None and not peak_tflops > 0:
+            raise ValueError(f"peak_tflops is {peak_tflops}; it must be > 0, or null to look the device up")
+        self.peak_tflops = peak_tflops
+        self.last: dict[str, float] = {}
+        self._tokens_seen: int | None = None  # unknown until the first step of a launch
+        self._tokens_of_step = 0
+        self._validation_started: float | None = None
+        self._batch_ended: float | None = None
+        self._start()
+
+    def _start(self, step: int = 0, now: float | None = None) -> None:
+        """Begins an interval after ``step``; without ``now``, at the next training batch."""
+        self._step_before, self._started = step, now
+        self._tokens = 0
+        self._waited = self._left_out = 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        """The tokens seen so far."""
+        return {"tokens_seen": self._tokens_seen}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on counting tokens from a checkpoint's."""
+        self._tokens_seen = state_dict["tokens_seen"]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Resets the clock."""
+        self._validation_started = self._batch_ended = None
+        self._start(trainer.global_step)
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Ends the wait for data, or a validation with all that followed it."""
+        now = time.perf_counter()
+        if self._started is None:
+            self._started = now
+        elif self._validation_started is not None:
+            self._left_out += now - self._validation_started
+        elif self._batch_ended is not None:
+            self._waited += now - self._batch_ended
+        self._validation_started = self._batch_ended = None
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Counts tokens; at a logged step, writes the interval's numbers."""
+        record = step_record(outputs)
+        self._tokens_of_step += record.tokens * trainer.world_size
+        if record.is_last_micro:
+            if self._tokens_seen is None:  # resumed from a checkpoint without a count: all steps were alike
+                self._tokens_seen = (record.step - 1) * self._tokens_of_step
+            self._tokens_seen += self._tokens_of_step
+            self._tokens += self._tokens_of_step
+            self._tokens_of_step = 0
+        if record.is_logged and record.is_last_micro:
+            now = self._now(pl_module)
+            self.last = self._measure(trainer, pl_module, record.step, now, batch)
+            self._start(record.step, now)
+            log_scalars(trainer, self.last, record.step)
+        self._batch_ended = time.perf_counter()
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stops the clock until the next training batch."""
+        if not trainer.sanity_checking:
+            self._validation_started = self._now(pl_module)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Waits for the device, so that validation's work is not counted as training's."""
+        self._now(pl_module)
+
+    def _now(self, pl_module: LightningModule) -> float:
+        """Seconds on a steady clock once the device has done what it was given."""
+        if pl_module.device.type == "cuda":
+            torch.cuda.synchronize(pl_module.device)
+        return time.perf_counter()
+
+    def _measure(
+        self, trainer: Trainer, pl_module: LightningModule, step: int, now: float, batch: Any
+    ) -> dict[str, float]:
+        assert self._started is not None
+        assert self._tokens_seen is not None
+        seconds = max(now - self._started - self._left_out, 1e-9)
+        tokens_per_second = self._tokens / seconds
+        network: Any = pl_module.network
+        flops = flops_per_token(network, batch[0].shape[-1])
+        scalars = {
+            "speed/tokens_per_second": tokens_per_second,
+            "speed/step_ms": 1000 * seconds / (step - self._step_before),
+            "speed/data_wait_share": min(self._waited / seconds, 1.0),
+            "speed/memory_gib": memory_bytes(pl_module.device) / GIB,
+            "speed/flops_per_token": flops,
+            "speed/tokens_seen": float(self._tokens_seen),
+        }
+        peak = self.peak_tflops if self.peak_tflops is not None else known_peak_tflops(pl_module.device)
+        if peak is not None:
+            scalars["speed/mfu"] = tokens_per_second * flops / (trainer.world_size * peak * 1e12)
+        return scalars
+
+
+def flops_per_token(network: nn.Module, block_size: int) -> float:
+    """Model FLOPs of one training token; see ``speed/flops_per_token`` of :class:`Throughput`."""
+    own_count = getattr(network, "flops_per_token", None)
+    if own_count is not None:
+        return float(own_count(block_size))
+    matrices = {
+        id(weight): weight.numel()
+        for module in network.modules()
+        if not isinstance(
+            module, nn.Embedding
+        )  # a tied weight still counts, through the layer it multiplies in
+        for weight in module.parameters(recurse=False)
+        if weight.dim() >= 2
+    }
+    return 6.0 * sum(matrices.values())
+
+
+def known_peak_tflops(device: torch.device) -> float | None:
+    """Dense bf16 peak of a GPU in TFLOP/s; None where it is not in the table."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((peak for part, peak in PEAK_TFLOPS.items() if part in name), None)
+
+
+def memory_bytes(device: torch.device) -> int:
+    """Peak of the tensors on a GPU, otherwise the resident memory of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    pages = Path("/proc/self/statm")
+    if pages.exists():
+        return int(pages.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    peak = resource.getrusage(
+        resource.RUSAGE_SELF
+    ).ru_maxrss  # no live figure without /proc; kilobytes on Linux
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,141 @@
+"""Where a text comes from: the standard library of the running Python, one downloaded corpus, or a path."""
+
+import os
+import platform
+import sys
+import sysconfig
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, get_args
+
+from app.run.errors import DataError
+from datamodules.download import Download
+from datamodules.text import check_regular_file, read_ascii, read_text
+
+SourceName = Literal["stdlib", "stdlib_full", "tinyshakespeare"]
+SOURCE_NAMES: tuple[str, ...] = get_args(SourceName)
+
+# Files of a folder given as `path`; a single file may have any name.
+TEXT_SUFFIXES = (".txt", ".text", ".md", ".rst", ".py")
+
+_TEST_FOLDERS = {"test", "tests", "idle_test"}
+
+TINYSHAKESPEARE = Download(
+    url="https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
+    file_name="tinyshakespeare.txt",
+    n_bytes=1_115_394,
+    sha256="86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
+)
+
+
+@dataclass(frozen=True)
+class TextSource:
+    """Files that make up one text, in order, joined by one newline.
+
+    Attributes:
+        name: ``path`` or the built-in name, for the fingerprint.
+        label: for messages: the path, or the built-in name.
+        files: at least one.
+        read: yields the text of one file in pieces.
+        details: plain values that belong into the fingerprint.
+    """
+
+    name: str
+    label: str
+    files: tuple[Path, ...]
+    read: Callable[[Path], Iterator[str]]
+    details: dict[str, str] = field(default_factory=dict)
+
+    def pieces(self) -> Iterator[str]:
+        """Yields the text in pieces that fit in memory; may be called again for another pass.
+
+        Raises:
+            DataError: a file that is not readable text.
+        """
+        for number, path in enumerate(self.files):
+            if number:
+                yield "\n"
+            yield from self.read(path)
+
+
+def open_source(source: str | None, path: str | None, data_dir: str) -> TextSource:
+    """The text that the arguments of a data module name; downloads it if it has to be.
+
+    Args:
+        source: a built-in name; None without a path means ``stdlib``.
+        path: a text file or a folder; excludes ``source``.
+        data_dir: where downloaded files are kept.
+
+    Raises:
+        DataError: the text does not exist or cannot be downloaded.
+    """
+    if path is not None:
+        return path_source(Path(path).expanduser())
+    if source == "tinyshakespeare":
+        return TextSource(
+            source, f"source {source}", (TINYSHAKESPEARE.fetch(Path(data_dir).expanduser()),), read_text
+        )
+    return stdlib_source(full=source == "stdlib_full")
+
+
+def stdlib_source(full: bool) -> TextSource:
+    """Source code of the running Python's standard library, ASCII part.
+
+    Only modules that Python itself lists as standard (``sys.stdlib_module_names``) count, so that neither
+    installed packages nor what a distributor or a build left in the same folder change the text: two
+    machines with the same unpatched Python have the same text.
+
+    Args:
+        full: every module of every package but the tests, instead of the top-level ``*.py`` files only.
+
+    Raises:
+        DataError: this Python came without the source of its library.
+    """
+    root = Path(sysconfig.get_path("stdlib"))
+    name = "stdlib_full" if full else "stdlib"
+    found = [file for file in root.glob("*.py") if file.stem in sys.stdlib_module_names]
+    if full:
+        # Package by package: a walk over everything would also visit the installed packages.
+        packages = [folder for folder in root.glob("*/") if folder.name in sys.stdlib_module_names]
+        found += [file for folder in packages for file in folder.rglob("*.py")]
+    relative = sorted(file.relative_to(root).as_posix() for file in found)
+    chosen = tuple(root / file for file in relative if not _TEST_FOLDERS & set(file.split("/")[:-1]))
+    if not chosen:
+        raise DataError(
+            f"source: {name} found no Python source in {root}; this Python was installed without it. "
+            "Set `path` to a text file instead."
+        )
+    return TextSource(name, f"source {name}", chosen, read_ascii, {"python": platform.python_version()})
+
+
+def path_source(path: Path) -> TextSource:
+    """A text file of any name, or the text files of a folder and its sub-folders.
+
+    Of a folder, the files that end in one of :data:`TEXT_SUFFIXES` count, in the order of their relative
+    paths; hidden files and folders do not, and links to folders are not followed.
+
+    Raises:
+        DataError: no such file, not a regular file, or a folder without text files.
+    """
+    if not path.is_dir():
+        check_regular_file(path)
+        return TextSource("path", str(path), (path,), read_text)
+    files = sorted(_text_files(path), key=lambda file: file.relative_to(path).as_posix())
+    if not files:
+        raise DataError(
+            f"{path}: no text files in this folder; files ending in {', '.join(TEXT_SUFFIXES)} are read. "
+            "Name a single file to use another ending."
+        )
+    return TextSource("path", str(path), tuple(files), read_text)
+
+
+def _text_files(folder: Path) -> Iterator[Path]:
+    def unreadable(error: OSError) -> None:
+        raise DataError(f"{error.filename}: cannot be read ({error.strerror}).")
+
+    for parent, folders, names in os.walk(folder, onerror=unreadable):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in names:
+            if name.lower().endswith(TEXT_SUFFIXES) and not name.startswith("."):
+                yield Path(parent, name)

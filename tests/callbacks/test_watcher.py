@@ -1,0 +1,179 @@
+import os
+import warnings
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from torch.utils._python_dispatch import TorchDispatchMode
+from unseen_architecture import UnseenModule, UnseenNetwork, train, windows
+
+from app.records import Axis, LanguageModelOutput, Measure, StepRecord
+from callbacks import BankBalance, RouteFractions, TextSamples, Throughput
+from callbacks.watcher import step_record
+
+
+def test_an_unseen_architecture_gets_scalars_and_details() -> None:
+    network = UnseenNetwork()
+    logger = train(UnseenModule(network=network), [RouteFractions(), BankBalance()])
+    x, _ = windows(8)
+    measures = network.measures(LanguageModelOutput(torch.empty(0), None, torch.zeros(()), [x]))
+    scalars, details = logger.scalars[1], logger.details[1]
+    assert set(details) == {
+        "routes/lanes",
+        "routes/halted",
+        "routes/grid",
+        "routes/doubt",
+        "balance/experts_used",
+        "balance/experts_liked",
+    }
+    for key, matrix in details.items():
+        values = measures[key.split("/")[1]].values
+        torch.testing.assert_close(torch.tensor(matrix, dtype=torch.float64), values.double(), msg=key)
+    left = measures["lanes"].values[:, 0]
+    assert scalars["routes/lanes/left"] == pytest.approx(left.mean().item())
+    assert scalars["routes/lanes/left/l02"] == pytest.approx(left[2].item())
+    assert scalars["routes/halted/max"] == pytest.approx(left.float().max().item())
+    assert scalars["routes/grid/1.2"] == pytest.approx((1 - left).mean().item() / 3)
+    assert scalars["routes/doubt/min"] == pytest.approx(2 * left.min().item())
+    excess = (measures["experts_liked"].values * 8 - 1).square().mean()
+    assert scalars["balance/excess"] == pytest.approx(excess.item())
+    assert scalars["balance/dead_banks"] == (measures["experts_used"].values == 0).sum().item() > 0
+    assert scalars["balance/aux_loss"] == pytest.approx(x.double().mean().item() / 100)
+
+
+def test_micro_batches_add_up_to_the_whole_batch() -> None:
+    whole, parts = [RouteFractions(), BankBalance()], [RouteFractions(), BankBalance()]
+    train(UnseenModule(), whole, steps=2)
+    train(UnseenModule(), parts, steps=2, micro_batches=4)
+    for one, other in zip(whole, parts, strict=True):
+        assert one.last
+        assert other.last == pytest.approx(one.last, rel=1e-7)
+        assert list(other.last_details) == list(one.last_details)
+        for key, matrix in one.last_details.items():
+            torch.testing.assert_close(torch.tensor(other.last_details[key]), torch.tensor(matrix), msg=key)
+
+
+def _train_on_rank(rank: int, port: int, path: str) -> None:
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), WORLD_SIZE="2", RANK=str(rank))
+    os.environ.update(LOCAL_RANK=str(rank), NODE_RANK="0", LOCAL_WORLD_SIZE="2", GROUP_RANK="0")
+    os.environ["TORCHELASTIC_RUN_ID"] = "1"  # the processes are already there; the trainer starts none
+    torch.set_num_threads(1)
+    callbacks = [RouteFractions(), BankBalance()]
+    calls = 0
+    all_reduce = torch.distributed.all_reduce
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += args[0].dtype == torch.float64  # the framework's own are not
+        return all_reduce(*args, **kwargs)
+
+    torch.distributed.all_reduce = counted
+    own = slice(2 * rank, 2 * rank + 2)
+    train(UnseenModule(), callbacks, micro_batches=2, own=own, devices=2, strategy="ddp")
+    torch.save([calls, *(callback.last for callback in callbacks)], f"{path}/{rank}.pt")
+
+
+@pytest.mark.process
+def test_two_ranks_report_the_global_batch(tmp_path: Any, free_port: int) -> None:
+    single = [RouteFractions(), BankBalance()]
+    train(UnseenModule(), single)
+    context = mp.spawn(_train_on_rank, (free_port, str(tmp_path)), nprocs=2, join=False)
+    try:
+        context.join(timeout=100)
+    finally:
+        for process in context.processes:
+            process.kill()
+    for rank in range(2):
+        calls, *results = torch.load(tmp_path / f"{rank}.pt", weights_only=False)
+        assert calls == len(single), "one all-reduce per watcher and logged step"
+        for callback, last in zip(single, results, strict=True):
+            assert last == pytest.approx(callback.last, rel=1e-6)
+
+
+def test_nothing_is_computed_between_logged_steps() -> None:
+    module = UnseenModule(log_every=3)
+    logger = train(module, [RouteFractions(), BankBalance()], steps=7, micro_batches=2)
+    assert sorted(logger.scalars) == [3, 6]
+    assert module.network.n_measured == 2 * 2, "once per micro-batch, whoever asks"
+
+
+def test_one_transfer_per_logged_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    reads: list[str] = []
+
+    class CountReads(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func is torch.ops.aten._local_scalar_dense.default:
+                reads.append("item")
+            return func(*args, **(kwargs or {}))
+
+    class Counted(BankBalance):
+        def on_train_batch_end(self, *args: Any) -> None:
+            with monkeypatch.context() as patch, CountReads():
+                cpu = torch.Tensor.cpu
+                patch.setattr(torch.Tensor, "cpu", lambda tensor: reads.append("cpu") or cpu(tensor))
+                super().on_train_batch_end(*args)
+
+    train(UnseenModule(log_every=2), [Counted()], steps=4, micro_batches=2)
+    assert reads == ["cpu", "cpu"]
+
+
+def test_watchers_change_neither_weights_nor_random_numbers() -> None:
+    states = []
+    for callbacks in ([], [RouteFractions(), BankBalance(), Throughput(), TextSamples()]):
+        torch.manual_seed(3)
+        module = UnseenModule(log_every=2)
+        train(module, callbacks, steps=4, micro_batches=2, limit_val_batches=1, val_check_interval=4)
+        states.append([*(weight.clone() for weight in module.parameters()), torch.get_rng_state()])
+    assert all(torch.equal(one, other) for one, other in zip(*states, strict=True))
+
+
+def test_a_watcher_without_anything_to_watch_warns_once() -> None:
+    class Plain(UnseenNetwork):
+        def measures(self, output: LanguageModelOutput) -> dict[str, Measure]:
+            return {}
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        logger = train(UnseenModule(network=Plain()), [BankBalance(), RouteFractions()], steps=3)
+    messages = [str(warning.message) for warning in caught if "no effect" in str(warning.message)]
+    assert len(messages) == 2
+    assert "BankBalance" in messages[0]
+    assert not logger.scalars
+
+
+def test_a_module_without_records_is_named() -> None:
+    with pytest.raises(ValueError, match="record"):
+        step_record({"loss": torch.zeros(())})
+    with pytest.raises(ValueError, match="NoneType"):
+        step_record(None)
+
+
+def _one_micro_batch(callback: BankBalance, load: torch.Tensor, *, is_last: bool) -> None:
+    record = StepRecord(
+        step=1,
+        micro_step=0,
+        is_last_micro=is_last,
+        is_logged=True,
+        tokens=1,
+        output=LanguageModelOutput(torch.empty(0), None, torch.tensor(0.5), []),
+        measure=lambda _: {"load": Measure(load, (Axis("layer"), Axis("bank")), "count", reduce="sum")},
+    )
+    trainer: Any = SimpleNamespace(loggers=[])
+    module: Any = SimpleNamespace(device=torch.device("cpu"))
+    callback.on_train_batch_end(trainer, module, {"record": record}, None, 0)
+
+
+def test_counts_above_fp32_stay_exact() -> None:
+    callback = BankBalance()
+    load = torch.tensor([[2**24 + 1, 2**24 - 1]])
+    _one_micro_batch(callback, load, is_last=True)
+    assert callback.last_details == {"balance/load": load.double().tolist()}
+
+
+def test_a_step_that_was_interrupted_leaves_nothing_behind() -> None:
+    callback = BankBalance()
+    _one_micro_batch(callback, torch.tensor([[5, 1]]), is_last=False)
+    _one_micro_batch(callback, torch.tensor([[2, 3]]), is_last=True)
+    assert callback.last_details == {"balance/load": [[2.0, 3.0]]}

@@ -1,0 +1,145 @@
+"""Downloading once, from a server on this machine."""
+
+import hashlib
+import os
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from app.run.errors import DataError, StorageError
+from datamodules import sources
+from datamodules.download import Download
+from datamodules.sources import open_source
+
+CONTENT = b"First Citizen:\n" * 100
+
+
+class Server(ThreadingHTTPServer):
+    """Serves CONTENT at /good and mistakes elsewhere; counts requests."""
+
+    n_requests = 0
+
+    def download(self, name: str) -> Download:
+        url = f"http://127.0.0.1:{self.server_port}/{name}"
+        return Download(url, "text.txt", len(CONTENT), hashlib.sha256(CONTENT).hexdigest())
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Server
+
+    def do_GET(self) -> None:
+        self.server.n_requests += 1
+        if self.path == "/absent":
+            self.send_error(404)
+            return
+        bodies = {"/other": CONTENT.upper(), "/longer": CONTENT + b"more", "/short": CONTENT[:500]}
+        body = bodies.get(self.path, CONTENT)
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(CONTENT) if self.path == "/short" else len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with Server(("127.0.0.1", 0), Handler) as running:
+        thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield running
+        running.shutdown()
+        thread.join()
+
+
+def failure(download: Download, data_dir: Path) -> str:
+    with pytest.raises(DataError) as caught:
+        download.fetch(data_dir)
+    message = str(caught.value)
+    # Everything that is needed to do it by hand.
+    assert all(part in message for part in (download.url, str(data_dir / "text.txt"), download.sha256))
+    assert visible(data_dir) == []
+    return message
+
+
+def visible(folder: Path) -> list[str]:
+    return sorted(name for name in os.listdir(folder) if not name.endswith(".lock"))
+
+
+def test_downloads_once(server: Server, tmp_path: Path) -> None:
+    data_dir = tmp_path / "new" / "data"
+    for _ in range(2):
+        path = server.download("good").fetch(data_dir)
+        assert path == data_dir / "text.txt"
+        assert path.read_bytes() == CONTENT
+    assert server.n_requests == 1
+    assert visible(data_dir) == ["text.txt"]
+
+
+def test_several_at_once_download_once(server: Server, tmp_path: Path) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        paths = list(pool.map(lambda _: server.download("good").fetch(tmp_path), range(8)))
+    assert {path.read_bytes() for path in paths} == {CONTENT}
+    assert server.n_requests == 1
+
+
+def test_other_content(server: Server, tmp_path: Path) -> None:
+    other = hashlib.sha256(CONTENT.upper()).hexdigest()
+    assert f"another SHA-256, {other}" in failure(server.download("other"), tmp_path)
+
+
+def test_longer_content(server: Server, tmp_path: Path) -> None:
+    assert "another SHA-256" in failure(server.download("longer"), tmp_path)
+
+
+def test_interrupted_transfer_and_second_try(server: Server, tmp_path: Path) -> None:
+    assert "broke off after 500 of 1500 bytes" in failure(server.download("short"), tmp_path)
+    assert server.download("good").fetch(tmp_path).read_bytes() == CONTENT
+
+
+def test_not_found(server: Server, tmp_path: Path) -> None:
+    assert "Not Found" in failure(server.download("absent"), tmp_path)
+
+
+def test_no_network(server: Server, tmp_path: Path) -> None:
+    download = server.download("good")
+    server.server_close()  # nobody listens there any more
+    assert "the download failed (" in failure(download, tmp_path)
+
+
+def test_a_file_put_there_by_hand(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_bytes(CONTENT)
+    assert server.download("good").fetch(tmp_path).read_bytes() == CONTENT
+    assert server.n_requests == 0
+
+
+def test_a_wrong_file_put_there_by_hand_is_kept_and_refused(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_bytes(b"mine")
+    download = server.download("good")
+    with pytest.raises(DataError, match="is not the expected") as caught:
+        download.fetch(tmp_path)
+    assert hashlib.sha256(b"mine").hexdigest() in str(caught.value)
+    assert download.sha256 in str(caught.value)
+    assert (tmp_path / "text.txt").read_bytes() == b"mine"
+    assert server.n_requests == 0
+
+
+def test_a_folder_that_cannot_be_written(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match=r"text\.txt: cannot be written"):
+        server.download("good").fetch(tmp_path / "file" / "data")
+
+
+def test_tinyshakespeare_is_the_source_of_that_name(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "TINYSHAKESPEARE", server.download("good"))
+    source = open_source("tinyshakespeare", None, str(tmp_path))
+    assert source.name == "tinyshakespeare"
+    assert "".join(source.pieces()) == CONTENT.decode()

@@ -1,0 +1,206 @@
+"""Every operator: the fast form against the reference, and the reference against finite differences."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from app.ops import FAST, NAIVE
+from app.ops.banks import (
+    blocked_linear,
+    blocked_outer,
+    grouped_linear,
+    grouped_outer,
+    sort_by_bank,
+)
+from app.ops.banked_causal_conv import vectorized as conv
+from app.ops.banked_diagonal_scan import vectorized as scan
+from app.ops.banked_sparse_attention import vectorized as attention
+from app.ops.banked_sparse_attention.selection import largest_first
+from tests import tolerances
+from tests.parity import relative_error
+
+BANKED = ["banked_causal_conv", "banked_diagonal_scan", "banked_sparse_attention", "banked_ffn"]
+# (B, T, D, N); odd sizes, a single token, and enough tokens for several tiles, blocks and chunks.
+SIZES = [(2, 1, 5, 3), (2, 37, 7, 1), (3, 37, 7, 4), (1, 130, 9, 3), (2, 130, 16, 4)]
+
+
+def arguments(op: str, size: tuple[int, int, int, int], dtype: torch.dtype = torch.float32) -> dict[str, Any]:
+    """Random arguments of an operator; with several banks the last one is chosen by no token."""
+    B, T, D, N = size
+    generator = torch.Generator().manual_seed(B * 1000 + T * 10 + N)
+
+    def normal(*shape: int, std: float = 1.0) -> Tensor:
+        return (torch.randn(shape, generator=generator, dtype=dtype) * std).requires_grad_()
+
+    bank = torch.randint(0, max(1, N - 1), (B, T), generator=generator)
+    h = normal(B, T, D)
+    if op == "banked_causal_conv":
+        return {"h": h, "weight": normal(N, D, 6), "bank": bank}
+    if op == "banked_diagonal_scan":
+        decay = normal(N, D).detach().tanh().requires_grad_()  # both signs
+        return {"h": h, "decay": decay, "input_gain": normal(N, D), "output_gain": normal(N, D), "bank": bank}
+    if op == "banked_sparse_attention":
+        shapes = {"query": (N, 3, D), "key": (N, 3, D), "value": (N, D, D)}
+        weights = {name: normal(*shape, std=D**-0.5) for name, shape in shapes.items()}
+        return {"h": h, **weights, "bank": bank, "top_k": 4}
+    return {"h": h, "up": normal(N, 2 * D + 1, D), "down": normal(N, D, 2 * D + 1), "bank": bank}
+
+
+def output_and_gradients(op: Callable[..., Tensor], given: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+    leaves = {name: x for name, x in given.items() if isinstance(x, Tensor) and x.requires_grad}
+    y = op(**given)
+    upstream = torch.randn(y.shape, generator=torch.Generator().manual_seed(7), dtype=y.dtype)
+    gradients = torch.autograd.grad(y, list(leaves.values()), upstream)
+    return y, dict(zip(leaves, gradients, strict=True))
+
+
+def assert_same(op: str, given: dict[str, Any]) -> None:
+    y, gradients = output_and_gradients(getattr(FAST, op), given)
+    expected, expected_gradients = output_and_gradients(getattr(NAIVE, op), given)
+    assert y.dtype == expected.dtype
+    assert relative_error(y, expected) <= tolerances.OUTPUT
+    for name, gradient in gradients.items():
+        assert relative_error(gradient, expected_gradients[name]) <= tolerances.GRADIENT, name
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("op", BANKED)
+def test_fast_form_equals_the_reference(op: str, size: tuple[int, int, int, int]) -> None:
+    assert_same(op, arguments(op, size))
+
+
+@pytest.mark.parametrize("op", BANKED)
+def test_fast_form_equals_the_reference_through_small_tiles(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(conv, "TILE_ELEMENTS", 16 * 20)
+    monkeypatch.setattr(scan, "WORTHWHILE_STEP", 1)
+    monkeypatch.setattr(attention, "SCORES_PER_TILE", {"cpu": 2 * 130 * 20})
+    monkeypatch.setattr(attention, "GATHERED_ELEMENTS", 4 * 16 * 50)
+    assert_same(op, arguments(op, (2, 130, 16, 4)))
+
+
+@pytest.mark.parametrize("op", BANKED)
+def test_a_starved_bank_has_gradients_of_zero(op: str) -> None:
+    given = arguments(op, (3, 37, 7, 4))
+    _, gradients = output_and_gradients(getattr(FAST, op), given)
+    for name, gradient in gradients.items():
+        if name != "h":
+            assert gradient[-1].eq(0).all(), name
+            assert gradient[0].ne(0).any(), name
+
+
+@pytest.mark.parametrize("form", [NAIVE, FAST], ids=["naive", "fast"])
+@pytest.mark.parametrize("op", BANKED)
+def test_gradients_against_finite_differences(op: str, form: Any) -> None:
+    given = arguments(op, (2, 9, 4, 3), torch.float64)
+    names = [name for name, x in given.items() if isinstance(x, Tensor) and x.requires_grad]
+
+    def function(*leaves: Tensor) -> Tensor:
+        return getattr(form, op)(**given | dict(zip(names, leaves, strict=True)))
+
+    assert torch.autograd.gradcheck(function, [given[name] for name in names])
+
+
+@pytest.mark.parametrize("op", BANKED)
+def test_outputs_do_not_see_the_future(op: str) -> None:
+    given = arguments(op, (2, 37, 7, 4))
+    changed = given | {"h": given["h"].detach().clone()}
+    changed["h"][:, 20:] = float("nan")
+    before, after = (getattr(FAST, op)(**x).detach() for x in (given, changed))
+    assert torch.equal(before[:, :20], after[:, :20])
+    assert after[:, 20:].isnan().any()
+
+
+@pytest.mark.parametrize("op", BANKED)
+def test_autocast_stays_within_bfloat16(op: str) -> None:
+    given = arguments(op, (2, 37, 16, 4))
+    if op == "banked_sparse_attention":
+        given["top_k"] = 37  # rounding may change which positions are kept; with all of them it cannot
+    expected, expected_gradients = output_and_gradients(getattr(NAIVE, op), given)
+    with torch.autocast("cpu", torch.bfloat16):
+        y, gradients = output_and_gradients(getattr(FAST, op), given)
+    assert relative_error(y.float(), expected) <= tolerances.BFLOAT16
+    for name, gradient in gradients.items():
+        assert gradient.dtype == torch.float32
+        assert relative_error(gradient, expected_gradients[name]) <= 3 * tolerances.BFLOAT16, name
+
+
+def test_scan_is_the_recurrence() -> None:
+    given = arguments("banked_diagonal_scan", (2, 37, 7, 4))
+    h, a, b, c = (given[name].detach() for name in ("h", "decay", "input_gain", "output_gain"))
+    state = torch.zeros(2, 4, 7)
+    for t in range(37):
+        state = a * state + b * h[:, t, None]
+        own = (c * state)[torch.arange(2), given["bank"][:, t]]
+        assert relative_error(FAST.banked_diagonal_scan(**given)[:, t], own) <= tolerances.OUTPUT
+
+
+def test_scan_keeps_a_fp32_state_for_bfloat16_inputs() -> None:
+    given = arguments("banked_diagonal_scan", (1, 130, 7, 1))
+    slow = given | {"decay": torch.full((1, 7), 0.999), "h": torch.ones(1, 130, 7)}
+    expected = NAIVE.banked_diagonal_scan(**slow)
+    y = FAST.banked_diagonal_scan(**slow | {"h": slow["h"].bfloat16()})
+    assert y.dtype == torch.bfloat16
+    # One rounding of the output; a bf16 state would stop growing at 256 times its increment.
+    assert relative_error(y.float(), expected) <= tolerances.BFLOAT16
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_selection_orders_like_a_stable_sort(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randint(-3, 4, (50, 33), generator=generator).to(dtype) / 3  # many ties
+    scores[:, 7] = -0.0
+    scores[:25, 20:] = float("-inf")
+    expected = scores.sort(dim=-1, descending=True, stable=True).indices
+    for k in (1, 4, 33):
+        assert torch.equal(largest_first(scores, k), expected[:, :k])
+
+
+def test_equal_scores_keep_the_lowest_positions() -> None:
+    h = torch.randn(1, 12, 4)
+    zero = torch.zeros(1, 2, 4)
+    given = {"h": h, "query": zero, "key": zero, "value": torch.eye(4).unsqueeze(0), "top_k": 3}
+    for form in (FAST, NAIVE):
+        y = form.banked_sparse_attention(**given, bank=torch.zeros(1, 12, dtype=torch.int64))
+        for t in range(12):
+            assert relative_error(y[:, t], h[:, : min(3, t + 1)].mean(1)) <= tolerances.OUTPUT
+
+
+@pytest.mark.parametrize("banks", [[0, 0, 0], [2, 0, 2], [1] * 300 + [3] * 257, list(range(4)) * 97])
+def test_grouped_products_at_fixed_shape(banks: list[int]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    groups = sort_by_bank(torch.tensor(banks), 4)
+    x, y = (torch.randn(len(banks), n, generator=generator) for n in (5, 3))
+    weight = torch.randn(4, 3, 5, generator=generator)
+    expected = torch.stack([weight[bank] @ row for bank, row in zip(sorted(banks), x, strict=True)])
+    outer = torch.stack([y[groups.bank == n].T @ x[groups.bank == n] for n in range(4)])
+    for linear in (grouped_linear, blocked_linear):
+        assert relative_error(linear(x, weight, groups), expected) <= tolerances.OUTPUT
+    for product in (grouped_outer, blocked_outer):
+        assert relative_error(product(y, x, groups), outer) <= tolerances.OUTPUT
+
+
+@pytest.mark.parametrize("form", [NAIVE, FAST], ids=["naive", "fast"])
+class TestTernary:
+    def test_rounds_half_to_even_and_clips(self, form: Any) -> None:
+        # mean|W| = 1, so W/α = W: 0.5 rounds to 0, 1.5 to 2 and is clipped.
+        weight = torch.tensor([0.5, -0.5, 1.5, -1.5, 0.51, -0.51, 1.99, -1.0])
+        weight = torch.cat([weight, torch.tensor([8.0 + 1e-9]) - weight.abs().sum() + 1]).view(1, 9)
+        assert weight.abs().mean() == 1
+        expected = torch.tensor([[0.0, 0.0, 1.0, -1.0, 1.0, -1.0, 1.0, -1.0, 1.0]])
+        assert torch.equal(form.ternary(weight, (0, 1)), expected)
+
+    def test_one_scale_per_bank_and_straight_through(self, form: Any) -> None:
+        weight = (torch.randn(3, 4, 5) * torch.tensor([1.0, 10.0, 0.1]).view(3, 1, 1)).requires_grad_()
+        quantised = form.ternary(weight, (1, 2))
+        for bank, trits in zip(weight.detach(), quantised.detach(), strict=True):
+            scale = bank.abs().mean()
+            assert relative_error(trits, scale * (bank / scale).round().clamp(-1, 1)) <= 1e-6
+        upstream = torch.randn(3, 4, 5)
+        quantised.backward(upstream)
+        assert torch.equal(weight.grad, upstream)
+
+    def test_zero_weights_stay_finite(self, form: Any) -> None:
+        assert form.ternary(torch.zeros(2, 3), (0, 1)).eq(0).all()
