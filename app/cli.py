@@ -79,7 +79,9 @@ def _dispatch(words: list[str]) -> int:
 
 
 def report(error: AppError) -> None:
-    """Prints an error for a person: one line per problem, nothing else."""
+    """Prints an error for a person: one line per problem, and a mistake once however many ranks made it."""
+    if isinstance(error, ConfigurationError) and int(os.environ.get("RANK", "0")) > 0:
+        return
     problems = error.problems if isinstance(error, ConfigurationError) else [str(error)]
     for problem in problems:
         print(f"error: {problem}", file=sys.stderr, flush=True)

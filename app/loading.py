@@ -50,7 +50,9 @@ def load(run: str | Path, device: str = "cpu", trust_imports: Sequence[str] = ()
     state = content["archlab"]
     network = build(state["network"], trust_imports)
     prefix = "network."
-    weights = {name.removeprefix(prefix): t for name, t in content["state_dict"].items() if name.startswith(prefix)}
+    weights = {
+        name.removeprefix(prefix): t for name, t in content["state_dict"].items() if name.startswith(prefix)
+    }
     network.load_state_dict(weights)
     tokenizer = tokenizers.load(directory.tokenizer)
     if tokenizer.hash != state["data"]["tokenizer"]:

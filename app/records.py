@@ -68,7 +68,9 @@ class Measure:
     def __post_init__(self) -> None:
         if self.values.dim() != len(self.axes):
             names = ", ".join(axis.name for axis in self.axes)
-            raise ValueError(f"a measure with axes ({names}) cannot hold values of shape {tuple(self.values.shape)}")
+            raise ValueError(
+                f"a measure with axes ({names}) cannot hold values of shape {tuple(self.values.shape)}"
+            )
 
     def has_axis(self, name: str) -> bool:
         """Whether one of the axes has this name."""

@@ -1,11 +1,16 @@
 """``app fit``: trains a network, or goes on with a run."""
 
+import os
 import time
+from typing import TYPE_CHECKING
 
 from app.run import arguments, plan
 from app.run.errors import AppError, ExitCode
 from app.run.signals import StopRequests
 from app.run.status import write_status
+
+if TYPE_CHECKING:
+    from app.training.session import Session
 
 
 def run(name: str, words: list[str]) -> int:
@@ -18,6 +23,7 @@ def run(name: str, words: list[str]) -> int:
     Returns:
         The exit code.
     """
+    started = time.monotonic()
     launch = arguments.read(words)
     if launch.wants_help:
         from app.training.command_line import RunCLI
@@ -25,20 +31,38 @@ def run(name: str, words: list[str]) -> int:
         RunCLI(launch, [])
     requests = StopRequests()
     try:
-        launched = plan.make(launch)
+        launched = _plan(launch)
         if launched.is_finished:
             print(f"{launched.directory} is finished; nothing to do")
             return int(ExitCode.DONE)
         try:
-            return _train(launch, launched, requests, words)
+            return _train(launch, launched, requests, words, started)
         finally:
             launched.close()
     finally:
         requests.restore()
 
 
-def _train(launch: arguments.Launch, launched: plan.Plan, requests: StopRequests, words: list[str]) -> int:
-    started = time.monotonic()
+def _plan(launch: arguments.Launch) -> plan.Plan:
+    """What this process does; under torchrun rank zero decides and tells the others."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return plan.make(launch)
+    from app.training.handover import receive, send
+
+    if int(os.environ["RANK"]) > 0:
+        return plan.handed_over(receive())
+    try:
+        launched = plan.make(launch)
+        send(launched.to_json())
+    except AppError:
+        send("")
+        raise
+    return launched
+
+
+def _train(
+    launch: arguments.Launch, launched: plan.Plan, requests: StopRequests, words: list[str], started: float
+) -> int:
     from app.training.command_line import RunCLI
     from app.training.session import Session
     from app.training.stopping import StopRun
@@ -54,7 +78,9 @@ def _train(launch: arguments.Launch, launched: plan.Plan, requests: StopRequests
         session.prepare()
         session.print_start(seconds=time.monotonic() - started)
         session.fit()
-        session.print_end()
+        if launched.is_launcher:
+            _draw(session)
+            session.print_end()
         ending = ("finished", int(ExitCode.DONE), "")
         return int(ExitCode.DONE)
     except StopRun as stop:
@@ -78,3 +104,18 @@ def _train(launch: arguments.Launch, launched: plan.Plan, requests: StopRequests
             write_status(directory.status, state, session.step, code, reason)  # type: ignore[arg-type]
         elif launched.is_launcher:
             directory.status.unlink(missing_ok=True)
+
+
+def _draw(session: "Session") -> None:
+    """The learning curve as a picture in the run directory."""
+    from app.analysis.curves import draw_learning_curve
+
+    if session.summary is None or not session.summary.figures:
+        return
+    draw_learning_curve(
+        session.directory.metrics,
+        session.directory.figures / "learning_curve.png",
+        tokens_per_step=session.data.tokens_per_step,
+        title=f"{session.launched.stem}: {session.summary.figures['parameters']:,} parameters",
+        bigram=session.summary.figures["baseline/bigram_loss"],
+    )

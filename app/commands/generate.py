@@ -26,7 +26,9 @@ def run(name: str, words: list[str]) -> int:
     from app.loading import load
     from app.models.generation import generate
 
-    network, tokenizer, block_size = load(checkpoint, device=options.device, trust_imports=options.trust_imports)
+    network, tokenizer, block_size = load(
+        checkpoint, device=options.device, trust_imports=options.trust_imports
+    )
     start = tokenizer.encode(options.prompt) if options.prompt else tokenizer.start()
     idx = torch.tensor([start.tolist()], dtype=torch.int64, device=options.device)
     n_tokens, seconds = 0, 0.0
@@ -65,7 +67,9 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="app generate", description="Continues a prompt with a run's network.", allow_abbrev=False)
+    parser = _Parser(
+        prog="app generate", description="Continues a prompt with a run's network.", allow_abbrev=False
+    )
     parser.add_argument("run", metavar="RUN", help="a run directory, or one of its checkpoint files")
     parser.add_argument("--prompt", default="", help="text to continue; by default a new line")
     parser.add_argument("--tokens", type=int, default=400, help="tokens to generate (default 400)")
@@ -73,12 +77,20 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--temperature", type=float, default=0.8, help="> 0; low is careful (default 0.8)")
     parser.add_argument("--greedy", action="store_true", help="always the likeliest token")
     parser.add_argument("--top_k", type=int, help="sample among the k likeliest tokens")
-    parser.add_argument("--top_p", type=float, help="sample among the likeliest tokens of this total probability")
+    parser.add_argument(
+        "--top_p", type=float, help="sample among the likeliest tokens of this total probability"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the first text (default 0)")
-    parser.add_argument("--checkpoint", choices=("best", "last"), default="best", help="which one of the run's")
+    parser.add_argument(
+        "--checkpoint", choices=("best", "last"), default="best", help="which one of the run's"
+    )
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, …")
     parser.add_argument(
-        "--trust_imports", action="append", default=[], metavar="PREFIX", help="import a network of your own from here"
+        "--trust_imports",
+        action="append",
+        default=[],
+        metavar="PREFIX",
+        help="import a network of your own from here",
     )
     return parser
 

@@ -36,7 +36,9 @@ def run(name: str, words: list[str]) -> int:
     launch = arguments.read(rest)
     files = [read_config(directory.config)]
     if launch.configs:
-        raise ConfigurationError(f"--config: app {name} uses the configuration of the run; set single options instead")
+        raise ConfigurationError(
+            f"--config: app {name} uses the configuration of the run; set single options instead"
+        )
 
     from app.training.command_line import RunCLI
     from app.training.evaluation import evaluate
@@ -56,7 +58,9 @@ def _which(words: list[str]) -> tuple[str, list[str]]:
         if word == "--checkpoint" or word.startswith("--checkpoint="):
             which = word.partition("=")[2] or next(stream, "")
             if which not in ("best", "last"):
-                raise ConfigurationError(f"--checkpoint: {which!r} must be best or last; a file goes in the place of RUN")
+                raise ConfigurationError(
+                    f"--checkpoint: {which!r} must be best or last; a file goes in the place of RUN"
+                )
         else:
             rest.append(word)
     return which, rest
@@ -71,5 +75,7 @@ def choose(directory: RunDirectory, which: str) -> Path:
     best = list_checkpoints(directory.checkpoints, "best")
     found = best[-1][1] if best and which == "best" else newest_verified(directory.checkpoints)
     if found is None:
-        raise ConfigurationError(f"{directory}: holds no whole checkpoint yet; let the run reach its first one")
+        raise ConfigurationError(
+            f"{directory}: holds no whole checkpoint yet; let the run reach its first one"
+        )
     return found

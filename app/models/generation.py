@@ -21,8 +21,8 @@ def generate(
 ) -> Iterator[Tensor]:
     """Continue each row of ``idx``, in evaluation mode and without gradients.
 
-    The network reads at most L tokens at a time. A context that has grown beyond L goes on from its last L // 2
-    tokens, so that a cache of L positions would be refilled once in L / 2 tokens.
+    The network reads at most L tokens at a time. A context that has grown beyond L goes on from its last
+    L // 2 tokens, so that a cache of L positions would be refilled once in L / 2 tokens.
 
     Args:
         network: any language model.
@@ -48,7 +48,9 @@ def generate(
     if max_new_tokens < 0:
         problems.append(f"max_new_tokens = {max_new_tokens}: must be at least 0")
     if not 0 <= temperature < float("inf"):
-        problems.append(f"temperature = {temperature}: must be finite and at least 0 (0 takes the likeliest token)")
+        problems.append(
+            f"temperature = {temperature}: must be finite and at least 0 (0 takes the likeliest token)"
+        )
     if top_k is not None and top_k < 1:
         problems.append(f"top_k = {top_k}: must be at least 1, or None to keep every token")
     if top_p is not None and not 0 < top_p <= 1:

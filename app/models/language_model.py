@@ -24,6 +24,7 @@ class LanguageModel(nn.Module):
     """
 
     max_context: int | None = None
+    _init_args: dict[str, Any]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Makes a subclass remember the arguments that it was built with, defaults included."""
@@ -40,7 +41,7 @@ class LanguageModel(nn.Module):
             # The outermost constructor ends last, so that what stays is what the user's class was given.
             self._init_args = arguments
 
-        cls.__init__ = remembering  # type: ignore[method-assign]
+        cls.__init__ = remembering  # type: ignore[assignment, method-assign]
 
     def description(self) -> dict[str, Any]:
         """``{"class_path", "init_args"}``, plain values from which the same network is built again."""
@@ -82,11 +83,11 @@ class LanguageModel(nn.Module):
         return parameter.dim() >= 2
 
     def auxiliary_means(self, output: LanguageModelOutput) -> Tensor | None:
-        """Batch means that the auxiliary loss is a function of, with their graph; None without such a loss."""
+        """Batch means that the auxiliary loss is a function of, with their graph; None without one."""
         return None
 
     def auxiliary_losses(self, means: Tensor) -> Tensor:
-        """The weighted auxiliary loss ``()`` of what :meth:`auxiliary_means` returned, of one batch or averaged."""
+        """The weighted auxiliary loss ``()`` of :meth:`auxiliary_means`, of one batch or averaged."""
         return means.new_zeros(())
 
     def measures(self, output: LanguageModelOutput) -> Mapping[str, Measure]:

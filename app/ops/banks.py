@@ -23,18 +23,22 @@ class BankOrder(NamedTuple):
         order: ``(S,)`` int64, the token at each sorted position.
         bank: ``(S,)`` int64, the bank at each sorted position.
         ends: ``(N,)`` int64, where each bank's tokens end.
+        place: ``(S,)`` int64, the sorted position of each token; reading rows back through it is several
+            times faster than writing them out through ``order``.
     """
 
     order: Tensor
     bank: Tensor
     ends: Tensor
+    place: Tensor
 
 
 def sort_by_bank(bank_S: Tensor, n_banks: int) -> BankOrder:
     """Sort tokens by bank; stable, so that sums over a bank always run in the same order."""
     bank, order = torch.sort(bank_S, stable=True)
     ends = torch.searchsorted(bank, torch.arange(n_banks, device=bank.device), right=True)
-    return BankOrder(order, bank, ends)
+    place = torch.empty_like(order).scatter_(0, order, torch.arange(order.shape[0], device=order.device))
+    return BankOrder(order, bank, ends, place)
 
 
 def read_bank(y_NBTD: Tensor, bank_BT: Tensor) -> Tensor:
@@ -75,7 +79,7 @@ def grouped_outer(y_SO: Tensor, x_SI: Tensor, groups: BankOrder) -> Tensor:
 
 
 def blocked_linear(x_SI: Tensor, weight_NOI: Tensor, groups: BankOrder) -> Tensor:
-    """:func:`grouped_linear` at a fixed shape: each bank's rows padded to whole blocks, one batched product."""
+    """:func:`grouped_linear` at a fixed shape: each bank padded to whole blocks, one batched product."""
     row, block_bank = _blocks(groups)
     padded = x_SI.new_zeros(block_bank.shape[0] * ROWS_PER_BLOCK, x_SI.shape[1]).index_copy_(0, row, x_SI)
     blocks = padded.view(-1, ROWS_PER_BLOCK, x_SI.shape[1])
@@ -88,7 +92,9 @@ def blocked_outer(y_SO: Tensor, x_SI: Tensor, groups: BankOrder) -> Tensor:
     row, block_bank = _blocks(groups)
     n_blocks = block_bank.shape[0]
     y, x = (
-        rows.new_zeros(n_blocks * ROWS_PER_BLOCK, rows.shape[1]).index_copy_(0, row, rows).view(n_blocks, -1, rows.shape[1])
+        rows.new_zeros(n_blocks * ROWS_PER_BLOCK, rows.shape[1])
+        .index_copy_(0, row, rows)
+        .view(n_blocks, -1, rows.shape[1])
         for rows in (y_SO, x_SI)
     )
     per_block = y.transpose(1, 2) @ x

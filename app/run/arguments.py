@@ -56,6 +56,11 @@ def read(words: list[str]) -> Launch:
         if word in ("-h", "--help"):
             launch.wants_help = True
             continue
+        if asks_for_class_help(word):
+            launch.wants_help = True
+            value = "" if "=" in word else next(rest, "")
+            launch.overrides.append(f"{word}={value}" if value else word)
+            continue
         name, equals, value = word.partition("=")
         flag = "config" if name == "-c" else name.removeprefix("--")
         if not name.startswith("-") or flag not in LAUNCH_FLAGS:
@@ -76,3 +81,8 @@ def read(words: list[str]) -> Launch:
         else:
             setattr(launch, flag, value)
     return launch
+
+
+def asks_for_class_help(word: str) -> bool:
+    """Whether this is ``--model.help`` or the like, with or without a class behind ``=``."""
+    return word.startswith("--") and word.partition("=")[0].endswith(".help")

@@ -10,30 +10,20 @@ import contextlib
 import hashlib
 import io
 import os
-import pickletools
 import re
 import stat
-import struct
 import threading
 import warnings
-import zipfile
-from collections import Counter, OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from app.run.atomic import is_temporary, staged, storage_error, sync_directory, write_text
+from app.run.content import foreign_content, require_plain
 from app.run.errors import IntegrityError
 
 _NAME = re.compile(r"^(?P<kind>resume|best)-(?P<step>\d{6,})\.ckpt$")
 _LINE = re.compile(r"^(?P<digest>[0-9a-f]{64}) [ *](?P<name>.+)$")
-# What pickles of tensors and plain values refer to. Narrower than what the deserializer itself allows, which
-# includes a constructor that fills memory at will.
-_ALLOWED = re.compile(
-    r"collections (OrderedDict|Counter)|_codecs encode|(builtins|__builtin__) (set|complex)"
-    r"|torch\._utils (_rebuild_tensor_v[23]|_rebuild_parameter)|torch (Size|device|[A-Z]\w*Storage)"
-    r"|torch\.storage UntypedStorage|torch (b?float|complex|u?int)[0-9]\w*|torch bool"
-)
 _CHUNK = 8 << 20  # bytes; small enough for the hash to follow closely, large enough for full disk speed
 
 
@@ -163,7 +153,7 @@ def write(
             before are as they were.
         TypeError: when ``obj`` holds a value that could not be loaded again; its place is named.
     """
-    _require_plain(obj, "checkpoint")
+    require_plain(obj)
     target = Path(path)
     sink: _Sink | None = None
     with staged(target) as temporary:
@@ -219,27 +209,6 @@ def _serialize(obj: object, sink: _Sink) -> None:
         torch.save(obj, sink)  # type: ignore[arg-type]
     finally:
         serialization.set_crc32_options(before)
-
-
-def _require_plain(value: object, place: str) -> None:
-    import torch
-
-    plain = (type(None), bool, int, float, complex, str, bytes, torch.Tensor, torch.nn.Parameter)
-    kind = type(value)
-    if kind in plain or kind in (torch.Size, torch.dtype, torch.device):
-        return
-    if isinstance(value, dict) and kind in (dict, OrderedDict, Counter):
-        for key, entry in value.items():
-            _require_plain(key, f"a key of {place}")
-            _require_plain(entry, f"{place}[{key!r}]")
-    elif isinstance(value, list | tuple | set) and kind in (list, tuple, set):
-        for index, entry in enumerate(value):
-            _require_plain(entry, f"{place}[{index}]")
-    else:
-        raise TypeError(
-            f"{place} is a {kind.__module__}.{kind.__qualname__}; a checkpoint holds only tensors and plain"
-            " values (None, bool, int, float, str, bytes in dict, list, tuple, set): nothing else is loaded"
-        )
 
 
 def prune(directory: str | os.PathLike[str], kind: str, keep: int) -> list[Path]:
@@ -324,7 +293,12 @@ def read(path: str | os.PathLike[str], *, require_sidecar: bool = False, map_loc
     with _open(path) as file:
         _verify_open(file, path, require_sidecar)
         before = os.fstat(file.fileno())
-        _require_layout(file, path)
+        try:
+            problem = foreign_content(file)
+        except OSError as error:
+            raise _refusal(path, f"cannot be read: {error.strerror}") from error
+        if problem is not None:
+            raise _refusal(path, problem)
         file.seek(0)
         try:
             content = torch.load(file, map_location=map_location, weights_only=True, mmap=False)
@@ -404,48 +378,6 @@ def _verify_open(file: io.BufferedReader, path: Path, require_sidecar: bool) -> 
         raise _refusal(path, f"cannot be read: {error.strerror}") from error
     if digest not in recorded:
         raise _refusal(path, f"is damaged: its SHA-256 is not the one in {sidecar_path(path).name}")
-
-
-def _require_layout(file: BinaryIO, path: Path) -> None:
-    """Refuses, before the deserializer sees it, whatever is not a plain archive of stored records."""
-    file.seek(0)
-    if file.read(4) != b"PK\x03\x04":
-        raise _refusal(path, "is not a checkpoint")
-    try:
-        with zipfile.ZipFile(file) as archive:
-            records = archive.infolist()
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, EOFError) as error:
-        raise _refusal(path, "is truncated or not a checkpoint") from error
-    if any(record.compress_type != zipfile.ZIP_STORED for record in records):
-        raise _refusal(path, "is compressed, and a checkpoint never is")
-    if sum(record.file_size for record in records) > os.fstat(file.fileno()).st_size:
-        raise _refusal(path, "claims to hold more bytes than it has")
-    names = [record.filename.lower() for record in records]  # the deserializer's look-up ignores case
-    folders = {name.partition("/")[0] for name in names}
-    pickles = [record for record in records if record.filename.partition("/")[2] == "data.pkl"]
-    is_sane = len(folders) == 1 and len(pickles) == 1 and len(set(names)) == len(names)
-    if not is_sane or any(".." in name.split("/") for name in names):
-        raise _refusal(path, "is an archive, but not a checkpoint")
-    try:
-        # Past the record's own header; the archive's reader would ask for the CRC that is not there.
-        file.seek(pickles[0].header_offset + 26)
-        file.seek(sum(struct.unpack("<HH", file.read(4))), os.SEEK_CUR)
-        foreign = _foreign_global(file.read(pickles[0].file_size))
-    except (ValueError, IndexError, struct.error, OSError) as error:
-        raise _refusal(path, "is damaged or not a checkpoint") from error
-    if foreign is not None:
-        raise _refusal(path, f"holds {foreign}, and only tensors and plain values are loaded")
-
-
-def _foreign_global(content: bytes) -> str | None:
-    """The first name that a pickle refers to and should not, without running anything in it."""
-    for opcode, argument, _ in pickletools.genops(content):
-        if opcode.name == "GLOBAL":
-            if not _ALLOWED.fullmatch(str(argument)):
-                return str(argument).replace(" ", ".")
-        elif opcode.name in ("INST", "STACK_GLOBAL", "EXT1", "EXT2", "EXT4"):
-            return str(argument or opcode.name).replace(" ", ".")
-    return None
 
 
 def _refusal(path: Path, what: str) -> IntegrityError:

@@ -110,11 +110,11 @@ class RunDirectory:
         Raises:
             StorageError: when it cannot be made or too little is free.
         """
-        name = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip(".-") or "run"
+        _require_room(root, required_bytes)
         while True:
             now = datetime.now(UTC)
             stamp = f"{now:%Y%m%dT%H%M%S}.{now.microsecond // 1000:03d}Z-{secrets.token_hex(2)}"
-            path = Path(root) / name / stamp
+            path = experiment_folder(root, stem) / stamp
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.mkdir()
@@ -125,7 +125,7 @@ class RunDirectory:
             except OSError as error:
                 raise storage_error(error, path) from error
             made = cls(path)
-            made._prepare(required_bytes)
+            made._prepare()
             return made
 
     @classmethod
@@ -151,15 +151,16 @@ class RunDirectory:
                 f"--run_dir {path}: already holds a run; continue it with --resume {path} (or --resume auto),"
                 " or use another --run_dir"
             )
+        _require_room(path, required_bytes)
         try:
             made.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise storage_error(error, made.path) from error
-        made._prepare(required_bytes)
+        made._prepare()
         return made
 
-    def _prepare(self, required_bytes: int) -> None:
-        """Makes the sub-directories and shows by doing that files can be written; then counts the space."""
+    def _prepare(self) -> None:
+        """Makes the sub-directories and shows by doing that files can be written."""
         try:
             self.checkpoints.mkdir(exist_ok=True)
             self.figures.mkdir(exist_ok=True)
@@ -169,12 +170,21 @@ class RunDirectory:
                 probe.unlink()
         except OSError as error:
             raise storage_error(error, self.path) from error
-        free = free_bytes(self.path)
-        if free is not None and free < required_bytes:
-            raise StorageError(
-                f"{self.path}: {required_bytes:,} bytes needed for the checkpoints, {free:,} bytes free;"
-                " free some space, or use a --run_dir on another disk"
-            )
+
+
+def _require_room(path: str | os.PathLike[str], required_bytes: int) -> None:
+    """Refuses a disk that is too full for a run, before anything is made on it."""
+    free = free_bytes(path)
+    if free is not None and free < required_bytes:
+        raise StorageError(
+            f"{os.fspath(path)}: {required_bytes:,} bytes needed for the checkpoints, {free:,} bytes free;"
+            " free some space, or use a --run_dir on another disk"
+        )
+
+
+def experiment_folder(root: str | os.PathLike[str], stem: str) -> Path:
+    """The folder of all runs of one experiment, see :meth:`RunDirectory.create_default`."""
+    return Path(root) / (re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip(".-") or "run")
 
 
 def resolve_run(argument: str | os.PathLike[str]) -> tuple[RunDirectory, Path | None]:

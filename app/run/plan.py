@@ -10,7 +10,7 @@ from typing import Any
 from app.run.arguments import Launch
 from app.run.checkpoint import list_checkpoints, newest_verified
 from app.run.configuration import ConfigFile, find_config, read_config, shipped_directory, shipped_names
-from app.run.directory import RunDirectory, resolve_run
+from app.run.directory import RunDirectory, experiment_folder, resolve_run
 from app.run.errors import ConfigurationError, IntegrityError
 from app.run.lock import RunLock
 from app.run.status import finished
@@ -46,13 +46,14 @@ class Plan:
     stem: str = "run"
     lock: RunLock | None = None
     is_launcher: bool = True
-    _made: bool = False
+    _made: list[Path] = field(default_factory=list)
 
     def open(self) -> RunDirectory:
         """The run directory, made and locked if that has not happened yet."""
         if self.directory is None:
+            missing = _missing(experiment_folder("runs", self.stem))
             self.directory = RunDirectory.create_default("runs", self.stem, REQUIRED_BYTES)
-            self._made = True
+            self._made = [self.directory.checkpoints, self.directory.figures, self.directory.path, *missing]
         if self.lock is None and self.is_launcher:
             self.lock = RunLock(self.directory)
             self.lock.acquire()
@@ -62,20 +63,25 @@ class Plan:
         """Gives the lock back; a directory in which no run was begun is left as it was found."""
         if self.lock is not None:
             self.lock.release()
-        if self.is_launcher and self._made and self.directory is not None and not self.directory.is_run:
-            for path in (self.directory.checkpoints, self.directory.figures, self.directory.path):
-                with contextlib.suppress(OSError):
+        if self.is_launcher and self.directory is not None and not self.directory.is_run:
+            for path in self._made:
+                with contextlib.suppress(OSError):  # something else has been put there
                     path.rmdir()
 
     def hand_over(self) -> None:
         """Leaves in the environment what the ranks started from this process need."""
-        os.environ[HANDOVER] = json.dumps(
+        os.environ[HANDOVER] = self.to_json()
+
+    def to_json(self) -> str:
+        """What another rank needs in order to take part, see :func:`handed_over`."""
+        return json.dumps(
             {
                 "files": [str(file.path.resolve()) for file in self.files],
                 "run_dir": str(Path(self.open().path).resolve()),
                 "checkpoint": str(self.checkpoint.resolve()) if self.checkpoint else None,
                 "weights": str(self.weights.resolve()) if self.weights else None,
                 "resumes": self.resumes,
+                "is_finished": self.is_finished,
             }
         )
 
@@ -90,7 +96,7 @@ def make(launch: Launch) -> Plan:
     """
     handed = os.environ.get(HANDOVER)
     if handed and int(os.environ.get("LOCAL_RANK", "0")) > 0:
-        return _handed_over(json.loads(handed))
+        return handed_over(handed)
     given, problems = [], []
     for name in launch.configs:
         try:
@@ -99,25 +105,34 @@ def make(launch: Launch) -> Plan:
             problems += error.problems
     if problems:
         raise ConfigurationError(problems)
-    plan = Plan(files=given, stem=given[-1].path.stem if given else "run")
-    run, checkpoint = _run_to_resume(launch)
-    if run is not None:
-        _resume(plan, run, checkpoint, launch)
-    elif launch.run_dir is not None:
-        plan.directory = RunDirectory(launch.run_dir)
-        existed = plan.directory.path.exists()
-        plan.directory = RunDirectory.open_new(launch.run_dir, REQUIRED_BYTES)
-        plan._made = not existed
-        plan.open()
-    if not plan.files:
+    plan = Plan(files=given, stem=given[0].path.stem if given else "run")
+    try:
+        _decide(plan, launch)
+    except BaseException:
         plan.close()
+        raise
+    return plan
+
+
+def _decide(plan: Plan, launch: Launch) -> None:
+    run, checkpoint = _run_to_resume(launch)
+    if run is not None and run.config.exists():
+        plan.files.insert(0, read_config(run.config))
+    if not plan.files:
         raise ConfigurationError(
             "--config is missing; name a configuration, for example "
-            f"--config {' or '.join(shipped_names(shipped_directory())[-2:])}"
+            f"--config {' or '.join(name for name in shipped_names(shipped_directory()) if '/' not in name)}"
         )
     if launch.init_from is not None:
         plan.weights = weights_of(launch.init_from)
-    return plan
+    if run is not None:
+        _resume(plan, run, checkpoint, launch)
+    elif launch.run_dir is not None:
+        wanted = RunDirectory(launch.run_dir)
+        plan._made = [p for p in (wanted.checkpoints, wanted.figures) if not p.exists()] + _missing(wanted.path)
+        plan.directory = wanted
+        RunDirectory.open_new(launch.run_dir, REQUIRED_BYTES)
+        plan.open()
 
 
 def weights_of(argument: str) -> Path:
@@ -134,6 +149,11 @@ def weights_of(argument: str) -> Path:
     if found is None:
         raise ConfigurationError(f"{argument}: holds no checkpoint yet; let the run reach its first one")
     return found
+
+
+def _missing(path: Path) -> list[Path]:
+    """The folders that making this one makes, innermost first."""
+    return [folder for folder in (path, *path.parents) if not folder.exists()]
 
 
 def _run_to_resume(launch: Launch) -> tuple[RunDirectory | None, Path | None]:
@@ -158,8 +178,6 @@ def _run_to_resume(launch: Launch) -> tuple[RunDirectory | None, Path | None]:
 
 def _resume(plan: Plan, run: RunDirectory, checkpoint: Path | None, launch: Launch) -> None:
     plan.directory, plan.resumes = run, True
-    saved = [read_config(run.config)] if run.config.exists() else []
-    plan.files = [*saved, *plan.files]
     max_steps = _max_steps(plan.files, launch)
     if checkpoint is None and max_steps is not None and finished(run, max_steps):
         plan.is_finished = True
@@ -171,7 +189,6 @@ def _resume(plan: Plan, run: RunDirectory, checkpoint: Path | None, launch: Laun
     plan.notes += [reason for _, reason in skipped]
     if plan.checkpoint is None:
         if skipped:
-            plan.close()
             raise IntegrityError(
                 f"{run}: none of its {len(skipped)} checkpoints is whole ({skipped[0][1]}); "
                 "begin again in another --run_dir"
@@ -193,12 +210,15 @@ def _max_steps(files: list[ConfigFile], launch: Launch) -> int | None:
         return None
 
 
-def _handed_over(values: dict[str, Any]) -> Plan:
+def handed_over(text: str) -> Plan:
+    """The plan of a rank that another process has decided for; it holds no lock and writes no status."""
+    values: dict[str, Any] = json.loads(text)
     return Plan(
         files=[read_config(path) for path in values["files"]],
         directory=RunDirectory(values["run_dir"]),
         checkpoint=Path(values["checkpoint"]) if values["checkpoint"] else None,
         weights=Path(values["weights"]) if values["weights"] else None,
         resumes=values["resumes"],
+        is_finished=values["is_finished"],
         is_launcher=False,
     )

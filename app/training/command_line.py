@@ -11,9 +11,10 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 
+from app.run import arguments
 from app.run.arguments import Launch
 from app.run.configuration import ConfigFile, strict_load
-from app.run.errors import ConfigurationError
+from app.run.errors import ConfigurationError, DataError
 from app.training import config_problems
 from app.training.distributed import SupervisedDDPStrategy
 from app.training.language_model import LanguageModelModule
@@ -28,10 +29,19 @@ IMPORTABLE = (
     *(
         f"{prefix}{name}"
         for prefixes, name in (
-            (("lightning.pytorch.callbacks.", "lightning.pytorch.callbacks.lr_monitor."), "LearningRateMonitor"),
-            (("lightning.pytorch.callbacks.", "lightning.pytorch.callbacks.early_stopping."), "EarlyStopping"),
+            (
+                ("lightning.pytorch.callbacks.", "lightning.pytorch.callbacks.lr_monitor."),
+                "LearningRateMonitor",
+            ),
+            (
+                ("lightning.pytorch.callbacks.", "lightning.pytorch.callbacks.early_stopping."),
+                "EarlyStopping",
+            ),
             (("lightning.pytorch.callbacks.", "lightning.pytorch.callbacks.timer."), "Timer"),
-            (("lightning.pytorch.callbacks.", "lightning.pytorch.callbacks.device_stats_monitor."), "DeviceStatsMonitor"),
+            (
+                ("lightning.pytorch.callbacks.", "lightning.pytorch.callbacks.device_stats_monitor."),
+                "DeviceStatsMonitor",
+            ),
         )
         for prefix in prefixes
     ),
@@ -100,6 +110,7 @@ class RunCLI(LightningCLI):
     def __init__(self, launch: Launch, files: Sequence[ConfigFile]):
         self.launch = launch
         self.files = files
+        self._given = config_problems.settings(files, launch)
         allow_imports(launch.trust_imports)
         words = [word for file in files for word in ("--config", str(file.path))] + launch.overrides
         super().__init__(
@@ -111,18 +122,29 @@ class RunCLI(LightningCLI):
             seed_everything_default=False,
             trainer_defaults=TRAINER_DEFAULTS,
             parser_class=RunParser,
-            parser_kwargs={"allow_abbrev": False, "description": "Trains a network; options by name, or YAML files."},
+            parser_kwargs={
+                "allow_abbrev": False,
+                "prog": "app fit",
+                "usage": "app fit --config NAME_OR_FILE [--config OVERLAY …] [options]",
+                "description": "Trains a network. Options come from YAML files, left to right, then from the command "
+                "line. --model.help CLASS and --data.help CLASS list what a class takes.",
+            },
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
-            args=["--help"] if launch.wants_help else words,
+            args=words if not launch.wants_help else _help_words(launch),
             run=False,
         )
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds the options of a run."""
-        parser.add_argument("--seed", type=int, default=1337, help="initialisation, data order and dropout (>= 0)")
         parser.add_argument(
-            "--checkpoint_every_n_steps", type=int, default=250, help="optimizer steps between checkpoints (>= 1)"
+            "--seed", type=int, default=1337, help="initialisation, data order and dropout (>= 0)"
+        )
+        parser.add_argument(
+            "--checkpoint_every_n_steps",
+            type=int,
+            default=250,
+            help="optimizer steps between checkpoints (>= 1)",
         )
         for flag, text in (
             ("run_dir", "folder of the run; by default runs/<configuration>/<time>"),
@@ -135,7 +157,9 @@ class RunCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Hands the data's vocabulary and block size to the model."""
         for name in ("vocab_size", "block_size"):
-            parser.link_arguments("data", f"model.init_args.{name}", compute_fn=_linked, apply_on="instantiate")
+            parser.link_arguments(
+                "data", f"model.init_args.{name}", compute_fn=_linked, apply_on="instantiate"
+            )
         parser.link_arguments("seed", "data.init_args.seed")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
@@ -150,7 +174,7 @@ class RunCLI(LightningCLI):
             raise ConfigurationError(problems)
 
     def _range_problems(self, config: Namespace) -> list[str]:
-        origins = {s.key: s.origin for s in config_problems.settings(self.files, self.launch)}
+        origins = {s.key: s.origin for s in self._given}
 
         def located(key: str, message: str) -> str:
             return f"{key} ({origins[key]}): {message}" if key in origins else f"{key}: {message}"
@@ -173,10 +197,15 @@ class RunCLI(LightningCLI):
         interval = trainer.val_check_interval
         if not isinstance(interval, int) or interval < 1:
             found.append(
-                located("trainer.val_check_interval", f"{interval!r} must be a whole number of optimizer steps, >= 1")
+                located(
+                    "trainer.val_check_interval",
+                    f"{interval!r} must be a whole number of optimizer steps, >= 1",
+                )
             )
         if trainer.precision in ("16-mixed", "16", 16, "16-true"):
-            found.append(located("trainer.precision", f"{trainer.precision!r} has too small a range; use bf16-mixed"))
+            found.append(
+                located("trainer.precision", f"{trainer.precision!r} has too small a range; use bf16-mixed")
+            )
         for section in ("model", "data"):
             chosen = config[section]
             class_type = _imported(chosen.class_path)
@@ -196,13 +225,22 @@ class RunCLI(LightningCLI):
         """The data module alone, its text read and checked, before any network exists."""
         section = self.config["data"]
         data = _imported(section.class_path)(**section.init_args.as_dict())
-        data.check_source()
+        try:
+            data.check_source()
+        except DataError as error:
+            origins = {
+                s.path[-1]: f"{s.key} ({s.origin})"
+                for s in self._given
+                if s.path[:2] == ("data", "init_args")
+            }
+            named = origins.get("path") or origins.get("source") or "data"
+            raise DataError(f"{named}: {problem}" for problem in error.problems) from error
         self._check_linked(data)
         return data
 
     def _check_linked(self, data: Any) -> None:
         problems = []
-        for setting in config_problems.settings(self.files, self.launch):
+        for setting in self._given:
             name = str(setting.path[-1])
             if setting.path[:2] == ("model", "init_args") and name in ("vocab_size", "block_size"):
                 value = getattr(data, name)
@@ -219,7 +257,9 @@ class RunCLI(LightningCLI):
         section = self.config["model"]
         class_type = _imported(section.class_path)
         arguments = {
-            name: value for name, value in section.init_args.as_dict().items() if name not in ("vocab_size", "block_size")
+            name: value
+            for name, value in section.init_args.as_dict().items()
+            if name not in ("vocab_size", "block_size")
         }
         accepted = config_problems.constructor_arguments(class_type)
         for name in ("vocab_size", "block_size"):
@@ -253,7 +293,7 @@ class RunCLI(LightningCLI):
         parser.add_class_arguments(Trainer, "trainer", instantiate=False, sub_configs=True)
         configured = self.config["trainer"].as_dict()
         if not with_watchers:
-            configured["callbacks"] = None
+            configured |= {"callbacks": None, "enable_progress_bar": False}
         arguments = parser.instantiate(parser.parse_object({"trainer": configured}))["trainer"].as_dict()
         watchers = arguments.pop("callbacks") or []
         own = [watchers] if isinstance(watchers, Callback) else list(watchers)
@@ -261,7 +301,9 @@ class RunCLI(LightningCLI):
         if arguments["strategy"] == "ddp" or (arguments["strategy"] == "auto" and is_distributed(arguments)):
             arguments["strategy"] = SupervisedDDPStrategy()
         quiet()
-        trainer = Trainer(**arguments | {"callbacks": [*own, *callbacks], "logger": loggers, "default_root_dir": root})
+        trainer = Trainer(
+            **arguments | {"callbacks": [*own, *callbacks], "logger": loggers, "default_root_dir": root}
+        )
         install(trainer)
         return trainer
 
@@ -294,8 +336,15 @@ def allow_imports(trusted: Sequence[str]) -> None:
 def describe_network(network: Any) -> str:
     """Class, parameters, and how many of them are matrices, on one line."""
     total = sum(parameter.numel() for parameter in network.parameters())
-    matrices = sum(p.numel() for group in network.parameter_groups() if group["decay"] for p in group["params"])
+    matrices = sum(
+        p.numel() for group in network.parameter_groups() if group["decay"] for p in group["params"]
+    )
     return f"{type(network).__name__}, {total:,} parameters ({matrices:,} in matrices)"
+
+
+def _help_words(launch: Launch) -> list[str]:
+    """``--help``, or the help of one class where that was asked for."""
+    return [word for word in launch.overrides if arguments.asks_for_class_help(word)] or ["--help"]
 
 
 def _imported(class_path: str) -> Any:

@@ -59,14 +59,16 @@ def settings(files: Sequence[ConfigFile], launch: Launch) -> list[Setting]:
         if not name.startswith("--"):
             continue
         value = strict_load(text if equals else next(words, ""))
-        path: tuple[str | int, ...] = tuple(name.removeprefix("--").split("."))
-        if path in (("model",), ("data",)) and isinstance(value, str):
-            path = (*path, "class_path")
-        found[path] = Setting(path, value, "command line")
+        keys: tuple[str | int, ...] = tuple(name.removeprefix("--").split("."))
+        if keys in (("model",), ("data",)) and isinstance(value, str):
+            keys = (*keys, "class_path")
+        found[keys] = Setting(keys, value, "command line")
     return list(found.values())
 
 
-def find(parser: ArgumentParser, files: Sequence[ConfigFile], launch: Launch, first: str) -> ConfigurationError:
+def find(
+    parser: ArgumentParser, files: Sequence[ConfigFile], launch: Launch, first: str
+) -> ConfigurationError:
     """All problems of a configuration that the parser refused.
 
     Args:
@@ -81,7 +83,9 @@ def find(parser: ArgumentParser, files: Sequence[ConfigFile], launch: Launch, fi
     for section in ("model", "data"):
         chosen = [s for s in given if s.path == (section, "class_path")]
         if not chosen:
-            problems.append(f"{section}.class_path: is not set; name a configuration with --config, or a class")
+            problems.append(
+                f"{section}.class_path: is not set; name a configuration with --config, or a class"
+            )
             continue
         attempt = {section: {"class_path": chosen[-1].value}}
         complaint = _try(parser, attempt)
@@ -91,7 +95,7 @@ def find(parser: ArgumentParser, files: Sequence[ConfigFile], launch: Launch, fi
             skeleton |= attempt
     for setting in given:
         section = str(setting.path[0])
-        if setting.path[-1] == "class_path" and len(setting.path) == 2:
+        if setting.path in (("model", "class_path"), ("data", "class_path")):
             continue
         if section in ("model", "data") and section not in skeleton:
             continue
@@ -210,7 +214,13 @@ def _suggestion(setting: Setting, parser: ArgumentParser, given: list[Setting]) 
             if d.startswith(f"{prefix}." if prefix else "")
         }
     meant = nearest(name, candidates)
-    return f"; did you mean {meant!r}?" if meant else f"; known: {', '.join(sorted(candidates))}" if candidates else ""
+    return (
+        f"; did you mean {meant!r}?"
+        if meant
+        else f"; known: {', '.join(sorted(candidates))}"
+        if candidates
+        else ""
+    )
 
 
 def _class_of(owner: tuple[str | int, ...], given: list[Setting]) -> type | None:
@@ -223,7 +233,12 @@ def _class_of(owner: tuple[str | int, ...], given: list[Setting]) -> type | None
 
 
 def _type_name(text: str) -> str:
-    names = {"<class 'int'>": "an integer", "<class 'float'>": "a number", "<class 'str'>": "a text", "<class 'bool'>": "true or false"}
+    names = {
+        "<class 'int'>": "an integer",
+        "<class 'float'>": "a number",
+        "<class 'str'>": "a text",
+        "<class 'bool'>": "true or false",
+    }
     if text.startswith("typing.Literal"):
         return "one of " + text.removeprefix("typing.Literal").strip("[]")
     return names.get(text, text)

@@ -1,5 +1,6 @@
 """Several processes: data parallelism whose losses are noticed."""
 
+import inspect
 import os
 import signal
 import subprocess
@@ -9,10 +10,42 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from app.run.errors import ExitCode
+
+# The argument was renamed in torch 2.13.
+_NO_BUFFER_SYNC = (
+    "forward_sync_buffers"
+    if "forward_sync_buffers" in inspect.signature(DistributedDataParallel.__init__).parameters
+    else "broadcast_buffers"
+)
+
+
+def mean_over_ranks(values: Tensor) -> Tensor:
+    """The mean of a tensor over all ranks, through which gradients flow to every rank's own values."""
+    mean: Tensor = _MeanOverRanks.apply(values)
+    return mean
+
+
+class _MeanOverRanks(torch.autograd.Function):
+    """Mean forward; backward the mean of what the ranks send down, since each holds the same function of it."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        values = values.detach().clone()
+        torch.distributed.all_reduce(values)
+        return values / torch.distributed.get_world_size()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        gradient = gradients[0].clone()
+        torch.distributed.all_reduce(gradient)
+        return gradient / torch.distributed.get_world_size()
 
 
 class SupervisedDDPStrategy(DDPStrategy):
@@ -23,16 +56,11 @@ class SupervisedDDPStrategy(DDPStrategy):
 
     Args:
         process_group_backend: ``gloo`` or ``nccl``; by default what the device calls for.
-        kwargs: passed on to ``DistributedDataParallel``.
     """
 
-    def __init__(self, process_group_backend: str | None = None, **kwargs: Any) -> None:
-        super().__init__(
-            process_group_backend=process_group_backend,
-            broadcast_buffers=False,
-            gradient_as_bucket_view=True,
-            **kwargs,
-        )
+    def __init__(self, process_group_backend: str | None = None) -> None:
+        options: dict[str, Any] = {_NO_BUFFER_SYNC: False, "gradient_as_bucket_view": True}
+        super().__init__(process_group_backend=process_group_backend, **options)
 
     def _configure_launcher(self) -> None:
         assert self.cluster_environment is not None

@@ -35,7 +35,9 @@ def evaluate(cli: RunCLI, checkpoint: Path, name: Literal["validate", "test"] | 
     try:
         model.load_state_dict(content["state_dict"])
     except RuntimeError as error:
-        raise ConfigurationError(f"{checkpoint}: does not fit this network: {str(error).splitlines()[-1].strip()}") from error
+        raise ConfigurationError(
+            f"{checkpoint}: does not fit this network: {str(error).splitlines()[-1].strip()}"
+        ) from error
     trainer = cli.build_trainer([], [], [], checkpoint.parent.parent, with_watchers=False)
     loop: Any = trainer.validate if name == "validate" else trainer.test
     loop(model, datamodule=data, verbose=False)

@@ -64,10 +64,15 @@ class RunState(Callback):
         self.validation_pending = False
         self.resumed_step: int | None = None
 
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
         """Adds step, network description and fingerprint; drops the loops' bookkeeping."""
         assert isinstance(pl_module, LanguageModelModule)
         del checkpoint["loops"]
+        checkpoint["epoch"] = (
+            0  # there is but one; whether the framework counts it as over depends on the launch
+        )
         checkpoint[STATE_KEY] = {
             "step": trainer.global_step,
             "validation_pending": self.validation_pending,
@@ -75,7 +80,9 @@ class RunState(Callback):
             **self.fingerprint,
         }
 
-    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
         """Places the loops at the checkpoint's step."""
         state = checkpoint[STATE_KEY]
         self.validation_pending = state["validation_pending"]
@@ -107,6 +114,17 @@ class Keeper(Callback):
     def __init__(self, directory: Path, state: RunState):
         self.directory = directory
         self.state = state
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Removes the checkpoints of later steps than the resumed one: their history is given up.
+
+        Now and not with the next save: a kill before that would let the run go on from them.
+        """
+        resumed = self.state.resumed_step
+        if resumed is not None and trainer.is_global_zero:
+            for step, file in checkpoint_file.list_checkpoints(self.directory, self.kind):
+                if step > resumed:
+                    checkpoint_file.remove(file)
 
     def save(self, trainer: Trainer, step: int, validation_pending: bool) -> None:
         """Saves, all ranks taking part; what the loggers hold is made durable first."""
@@ -145,7 +163,9 @@ class RollingKeeper(Keeper):
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
         """Saves at every n-th step; a validation due at that step is then still owed."""
         record = outputs["record"]
-        if record.is_last_micro and (record.step % self.every_n_steps == 0 or record.step == trainer.max_steps):
+        if record.is_last_micro and (
+            record.step % self.every_n_steps == 0 or record.step == trainer.max_steps
+        ):
             self.save(trainer, record.step, validation_due(trainer, record.step))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -169,6 +189,14 @@ class BestKeeper(Keeper):
         super().__init__(directory, state)
         self.best_loss = float("inf")
         self.best_step = 0
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Also forgets a best loss whose checkpoint a later one, now given up, has replaced."""
+        super().on_fit_start(trainer, pl_module)
+        file = self.directory / checkpoint_file.best_name(self.best_step)
+        # Rank zero looks, for all: whether to save must be decided alike everywhere.
+        if self.best_step and not trainer.strategy.broadcast(file.exists()):
+            self.best_loss, self.best_step = float("inf"), 0
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Saves when the loss fell; a loss that is not finite is never best."""

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
-import torch.distributed.nn.functional as distributed_functional
 import torch.nn.functional as F
 from lightning.pytorch import LightningModule
 from torch import Tensor
@@ -14,6 +13,7 @@ from app.models import LanguageModel, LanguageModelOutput
 from app.models.generation import generate
 from app.records import StepRecord
 from app.run.errors import ConfigurationError
+from app.training.distributed import mean_over_ranks
 from app.training.nonfinite import FiniteGate, poison
 from app.training.schedules import Schedule, rate_factor
 
@@ -136,8 +136,7 @@ class LanguageModelModule(LightningModule):
         means = self.network.auxiliary_means(output)
         if means is None:
             return output.aux_loss
-        means = distributed_functional.all_reduce(means) / self.trainer.world_size
-        return self.network.auxiliary_losses(means)
+        return self.network.auxiliary_losses(mean_over_ranks(means))
 
     def _record(self, output: LanguageModelOutput, tokens: int, batch_idx: int) -> StepRecord:
         accumulation = self.trainer.accumulate_grad_batches
@@ -154,7 +153,8 @@ class LanguageModelModule(LightningModule):
 
     def is_logged(self, step: int) -> bool:
         """Whether watchers log at this optimizer step: the first, the last and every n-th."""
-        return step == 1 or step == self.trainer.max_steps or step % self.trainer.log_every_n_steps == 0
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        return step == 1 or step == self.trainer.max_steps or step % every == 0
 
     # -- optimizer --------------------------------------------------------------------------------------
 
@@ -222,7 +222,9 @@ class LanguageModelModule(LightningModule):
         """Adds one batch to the sums; targets of −100 count nothing, so padding leaves no trace."""
         idx, targets = batch
         logits = self.network(idx).logits
-        nats = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="sum")
+        nats = F.cross_entropy(
+            logits.float().flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="sum"
+        )
         counted = targets >= 0
         assert self._evaluation_sums is not None and self._token_bytes is not None
         self._token_bytes = self._token_bytes.to(targets.device)

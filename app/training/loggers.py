@@ -6,7 +6,7 @@ drop what lies after the resume point, so that a resumed run's files are those o
 """
 
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -111,9 +111,10 @@ class RunFilesLogger(Logger):
         StorageError: from every call that writes, when a file cannot be written.
     """
 
-    def __init__(self, run_dir: str | Path, resume_step: int | None = None):
+    def __init__(self, run_dir: str | Path, resume_step: int | None = None, columns: Sequence[str] = ()):
         super().__init__()
         self._run_dir = Path(run_dir)
+        self._columns = columns
         self._resume_step = resume_step
         self._metrics: MetricsTable | None = None
         self._details: DetailLines | None = None
@@ -157,7 +158,7 @@ class RunFilesLogger(Logger):
         if not numbers:
             return
         if self._metrics is None:
-            self._metrics = MetricsTable(self._run_dir / "metrics.csv", self._resume_step)
+            self._metrics = MetricsTable(self._run_dir / "metrics.csv", self._resume_step, self._columns)
         self._metrics.add(step, numbers)
 
     @rank_zero_only

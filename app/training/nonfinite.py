@@ -16,6 +16,10 @@ from app.run.errors import NonFiniteError
 from app.run.randomness import rekey
 
 
+GATE_KEY = "nonfinite"
+COUNTS = ("first", "skipped", "in_a_row")
+
+
 class FiniteGate:
     """A device-side flag between the gradient and the update.
 
@@ -27,6 +31,11 @@ class FiniteGate:
         self.mode = mode
         self._closed: Tensor | None = None
         self._counts: Tensor | None = None
+        self._start = (0, 0, 0)
+
+    def restore(self, first: int, skipped: int, in_a_row: int) -> None:
+        """Goes on counting from what :meth:`read` returned in another launch; before the first update."""
+        self._start = (first, skipped, in_a_row)
 
     def update(self, optimizer: torch.optim.Optimizer, gradient_norm: Tensor, step: int) -> None:
         """Shuts or opens the gate for the step about to be made.
@@ -38,7 +47,7 @@ class FiniteGate:
         """
         if self._closed is None or self._counts is None:
             self._closed = torch.zeros((), device=gradient_norm.device)
-            self._counts = torch.zeros(3, dtype=torch.int64, device=gradient_norm.device)
+            self._counts = torch.tensor(self._start, dtype=torch.int64, device=gradient_norm.device)
         bad = ~torch.isfinite(gradient_norm)
         first, skipped, in_a_row = self._counts.unbind()
         self._counts = torch.stack(
@@ -51,7 +60,7 @@ class FiniteGate:
     def read(self) -> tuple[int, int, int]:
         """First bad step (0 if none), steps left out so far, and how many in a row; one transfer."""
         if self._counts is None:
-            return 0, 0, 0
+            return self._start
         first, skipped, in_a_row = self._counts.tolist()
         return first, skipped, in_a_row
 
@@ -86,9 +95,19 @@ class NonFiniteStop(Callback):
         if record.is_logged and record.is_last_micro:
             self.check(trainer, pl_module, record.step)
 
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """A state behind a shut gate is never saved as a good one."""
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """A state behind a shut gate is never saved as a good one; with ``skip`` the counts are kept."""
         self.check(trainer, pl_module, trainer.global_step)
+        gate: Any = pl_module.gate
+        checkpoint[GATE_KEY] = dict(zip(COUNTS, gate.read(), strict=True))
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Takes the counts back; to a run that now stops at the first bad step, those left out mean nothing."""
+        gate: Any = pl_module.gate
+        if gate.mode == "skip":
+            gate.restore(*(checkpoint[GATE_KEY][name] for name in COUNTS))
 
     def check(self, trainer: Trainer, pl_module: Any, step: int) -> None:
         """Raises :class:`~app.run.errors.NonFiniteError` when the run has to end."""
@@ -125,7 +144,9 @@ def replay(trainer: Trainer, pl_module: Any, step: int, seed: int) -> str:
 
     def watch(name: str) -> Any:
         def hook(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-            tensors = [t for t in (output if isinstance(output, tuple | list) else [output]) if is_floating(t)]
+            tensors = [
+                t for t in (output if isinstance(output, tuple | list) else [output]) if is_floating(t)
+            ]
             if not found and any(not bool(torch.isfinite(t).all()) for t in tensors):
                 ranges = [f"[{t.min():.4g}, {t.max():.4g}]" for t in inputs if is_floating(t)]
                 found.append(

@@ -77,9 +77,15 @@ class RunProgress(ProgressBar):
             return
         now = time.monotonic()
         first = record.step == self._start_step + 1
-        if record.is_logged and (first or record.step == trainer.max_steps or now - self._line_at >= self.line_seconds):
+        if record.is_logged and (
+            first or record.step == trainer.max_steps or now - self._line_at >= self.line_seconds
+        ):
             self._line_at = now
-            left = (trainer.max_steps - record.step) * (now - self._start_time) / (record.step - self._start_step)
+            left = (
+                (trainer.max_steps - record.step)
+                * (now - self._start_time)
+                / (record.step - self._start_step)
+            )
             print(
                 f"step {record.step:>6}/{trainer.max_steps}  {self.figures(trainer, pl_module)}  left {clock(left)}",
                 flush=True,

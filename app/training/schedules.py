@@ -10,7 +10,12 @@ Schedule = Literal["cosine", "wsd", "constant", "linear"]
 
 
 def rate_factor(
-    schedule: Schedule, step: int, max_steps: int, warmup_steps: int, final_ratio: float, decay_fraction: float
+    schedule: Schedule,
+    step: int,
+    max_steps: int,
+    warmup_steps: int,
+    final_ratio: float,
+    decay_fraction: float,
 ) -> float:
     """Factor on the peak learning rate for one optimizer step.
 

@@ -31,6 +31,8 @@ from app.training.summary import RunSummary
 
 #: parts of a configuration that may differ between two launches of one run
 FREE_ON_RESUME = ("run_dir", "resume", "init_from", "trust_imports")
+#: what a reader of metrics.csv looks for first
+COLUMNS = ("tokens_seen", "train/loss", "train/bpb", "val/loss", "val/bpb")
 
 
 class Session:
@@ -82,7 +84,7 @@ class Session:
 
     def fit(self) -> None:
         """Trains to the last step."""
-        assert self.trainer is not None
+        assert self.trainer is not None and self.model is not None
         if self.launched.is_launcher and self.trainer.world_size > 1:
             self.launched.hand_over()
         self.trainer.fit(
@@ -103,14 +105,16 @@ class Session:
         state = RunState(self.fingerprint)
         curve = TrainingCurve()
         best = BestKeeper(self.directory.checkpoints, state)
-        rolling = RollingKeeper(self.directory.checkpoints, state, self.cli.config["checkpoint_every_n_steps"])
+        rolling = RollingKeeper(
+            self.directory.checkpoints, state, self.cli.config["checkpoint_every_n_steps"]
+        )
         self.summary = RunSummary(self.directory, curve, best)
         # The order counts: what is logged comes before what saves, and what saves before what reports.
         callbacks: list[Callback] = [
             StepKeys(self.seed),
             curve,
             NonFiniteStop(self.seed, self.directory.checkpoints),
-            RunProgress(curve),
+            *([RunProgress(curve)] if self.cli.config["trainer"]["enable_progress_bar"] is not False else []),
             StopOnSignal(self.requests, rolling),
             StatusFile(self.directory),
             state,
@@ -121,7 +125,10 @@ class Session:
         step = self.resumed[STATE_KEY]["step"] if self.resumed else None
         if step is None and self.launched.resumes:
             step = 0
-        loggers = [TensorBoardRunLogger(self.directory.path, step), RunFilesLogger(self.directory.path, step)]
+        loggers = [
+            TensorBoardRunLogger(self.directory.path, step),
+            RunFilesLogger(self.directory.path, step, columns=COLUMNS),
+        ]
         self.trainer = self.cli.build_trainer(callbacks, [self.files], loggers, self.directory.path)
         self.data.check_placement(self.trainer.world_size, self.trainer.accumulate_grad_batches)
         launcher = self.trainer.strategy.launcher
@@ -143,17 +150,23 @@ class Session:
             mine, other = ours["init_args"].get(key), theirs["init_args"].get(key)
             if mine != other:
                 problems.append(
-                    f"model.init_args.{key}: {mine!r}, but the run has {other!r}; a resumed run keeps its architecture, "
+                    f"model.init_args.{key}: {mine!r}, but the run has {other!r}; resuming keeps the architecture, "
                     "use --init_from for another one"
                 )
         if ours["class_path"] != theirs["class_path"]:
-            problems.append(f"model: {ours['class_path']}, but the run has {theirs['class_path']}; start a new run")
+            problems.append(
+                f"model: {ours['class_path']}, but the run has {theirs['class_path']}; start a new run"
+            )
         if self.seed != state["seed"]:
-            problems.append(f"seed: {self.seed}, but the run has {state['seed']}; a resumed run keeps its seed")
+            problems.append(
+                f"seed: {self.seed}, but the run has {state['seed']}; a resumed run keeps its seed"
+            )
         for key in sorted({*self.data.fingerprint, *state["data"]}):
             mine, other = self.data.fingerprint.get(key), state["data"].get(key)
             if mine != other:
-                problems.append(f"data: {key} is {mine!r}, but the run was trained with {other!r}; restore the text")
+                problems.append(
+                    f"data: {key} is {mine!r}, but the run was trained with {other!r}; restore the text"
+                )
         if problems:
             raise ConfigurationError(problems)
 
@@ -235,7 +248,9 @@ class Session:
         figures = self.summary.figures
         print(f"finished step {figures['step']:,} after {clock(figures['launch/seconds'])}")
         if "val/loss" in figures:
-            line = f"loss     validation {figures['val/loss']:.4f} nats, {figures['val/bpb']:.4f} bits per byte"
+            line = (
+                f"loss     validation {figures['val/loss']:.4f} nats, {figures['val/bpb']:.4f} bits per byte"
+            )
             if figures["baseline/bigram_loss"] is not None:
                 line += f"; an add-one bigram has {figures['baseline/bigram_loss']:.4f} nats"
             print(line)
@@ -244,6 +259,7 @@ class Session:
                 f"samples  {figures['samples/known_word_share']:.0%} of {figures['samples/n_words']} generated words of "
                 "four letters and more occur in the text"
             )
+        print(f"picture  {self.directory.figures / 'learning_curve.png'}")
         print(f"next     app validate {self.directory}\n         app generate {self.directory}", flush=True)
         print(f"         tensorboard --logdir {self.directory} --host 127.0.0.1", flush=True)
 

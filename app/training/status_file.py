@@ -24,7 +24,9 @@ class StatusFile(Callback):
         """The first step comes next."""
         self._write(trainer)
 
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
         """Updates the step."""
         self._write(trainer)
 

@@ -5,7 +5,7 @@ import io
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +80,7 @@ class StepFile:
 
 
 class MetricsTable(StepFile):
-    """``metrics.csv``: the column ``step`` and one column per key, in order of first appearance.
+    """``metrics.csv``: the column ``step``, the named columns, then one per further key as they appear.
 
     A step has at most one row per stage: one for training and, if any of its keys starts with ``val/`` or
     ``test/``, one for that stage. Keys that come later for the same step and stage join the row; a new key
@@ -89,14 +89,15 @@ class MetricsTable(StepFile):
     Args:
         path: the file; made if it is not there.
         resume_step: rows of later steps are dropped; None keeps every complete row.
+        columns: keys that a new table begins with.
 
     Raises:
         ValueError: if the file is there and is no table of steps.
     """
 
-    def __init__(self, path: Path, resume_step: int | None):
+    def __init__(self, path: Path, resume_step: int | None, columns: Sequence[str] = ()):
         super().__init__(path)
-        header, *lines = self._read() or ["step"]
+        header, *lines = self._read() or [",".join(("step", *columns))]
         self._columns = next(csv.reader([header]))
         if self._columns[:1] != ["step"]:
             raise ValueError(

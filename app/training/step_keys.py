@@ -19,7 +19,9 @@ class StepKeys(Callback):
     def __init__(self, seed: int):
         self.seed = seed
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         """Sets the key of this micro-batch."""
         micro_step = batch_idx % trainer.accumulate_grad_batches
         rekey(self.seed, trainer.global_step, micro_step, trainer.global_rank)

@@ -97,5 +97,3 @@ class StopOnSignal(Callback):
         asked, self._ticks_proposed = (int(value) for value in exchanged)
         self._ticks_left, self._exchanged_at = self._ticks_proposed, time.monotonic()
         return asked
-
-

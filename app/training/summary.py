@@ -83,5 +83,3 @@ class RunSummary(Callback):
             "launch/threads": torch.get_num_threads(),
         }
         write_json(self.directory.summary, self.figures)
-
-

@@ -4,7 +4,6 @@
 """
 
 import argparse
-import copy
 import platform
 import statistics
 import time
@@ -50,12 +49,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--steps", type=int, default=7, help="timed steps of the fast form")
-    parser.add_argument("--naive_steps", type=int, default=3, help="timed steps of the original form; 0 skips it")
+    parser.add_argument(
+        "--naive_steps", type=int, default=3, help="timed steps of the original form; 0 skips it"
+    )
     parser.add_argument("--pathways", type=int, default=5, choices=[3, 5])
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
 
-    print(f"{platform.processor() or platform.machine()}, {arguments.threads} threads, torch {torch.__version__}, ")
+    processor = platform.processor() or platform.machine()
+    print(f"{processor}, {arguments.threads} threads, torch {torch.__version__}")
     print(f"{LAYERS} layers × {WIDTH}, P={arguments.pathways}, {WINDOWS} × {LENGTH} tokens, fp32, AdamW step")
     medians: dict[tuple[str, int], float] = {}
     print(f"{'form':<8}{'banks':>6}{'median ms':>12}{'min':>9}{'max':>9}{'tok/s':>10}")
@@ -75,7 +77,9 @@ def main() -> None:
     print(f"fast N=4 over N=1: {medians['fast', 4] / medians['fast', 1]:.2f}×")
     if arguments.naive_steps:
         for n_banks in (1, 4):
-            print(f"naive over fast, N={n_banks}: {medians['naive', n_banks] / medians['fast', n_banks]:.1f}×")
+            print(
+                f"naive over fast, N={n_banks}: {medians['naive', n_banks] / medians['fast', n_banks]:.1f}×"
+            )
 
 
 if __name__ == "__main__":

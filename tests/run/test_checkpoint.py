@@ -135,6 +135,16 @@ def test_value_that_could_not_be_loaded_again_is_refused_when_saved(
     assert saved.read_bytes() == before
 
 
+def test_tensor_that_could_not_be_loaded_again_is_refused_when_saved(tmp_path: Path) -> None:
+    marked = torch.ones(2)
+    marked.bank = 3  # type: ignore[attr-defined]
+    for tensor in (marked, torch.eye(2).to_sparse(), torch.empty(2, device="meta")):
+        with pytest.raises(TypeError, match=r"checkpoint\['t'\] is a tensor that is"):
+            checkpoint.write({"t": tensor}, tmp_path / "resume-000001.ckpt")
+    checkpoint.write({"t": marked.detach()}, tmp_path / "resume-000001.ckpt")
+    assert checkpoint.read(tmp_path / "resume-000001.ckpt")["t"].tolist() == [1.0, 1.0]
+
+
 def test_every_plain_value_survives(tmp_path: Path) -> None:
     layer = torch.nn.Linear(2, 2)
     obj = {

@@ -140,8 +140,10 @@ class GPT(LanguageModel):
             ValueError: T is beyond ``block_size``.
         """
         T = idx.shape[1]
-        if self.max_context is not None and T > self.max_context:
-            raise ValueError(f"a context of {T} tokens: this network reads at most block_size = {self.max_context}")
+        if self.max_context is not None and self.max_context < T:
+            raise ValueError(
+                f"a context of {T} tokens: this network reads at most block_size = {self.max_context}"
+            )
         position = torch.arange(T, device=idx.device)
         x = self.tok_emb(idx) + self.pos_emb(position)  # (B, T, D)
         x = F.dropout(x, self.dropout, self.training)

@@ -112,11 +112,10 @@ class TilelliBlock(nn.Module):
         """Mix the pathways of ``x`` ``(B, T, D)`` into ``y`` ``(B, T, D)``; also what the router decided."""
         h = self.norm(x)
         routing = self._route(h)
-        mixed: Tensor | None = None
+        mixed = torch.zeros_like(x)
         for p, name in enumerate(self.pathway_names):
             output = getattr(self, name)(h, routing.bank_index[..., p])
-            weighted = routing.pathway_weights[..., p, None] * output
-            mixed = weighted if mixed is None else mixed + weighted
+            mixed = torch.addcmul(mixed, routing.pathway_weights[..., p, None], output)
         return x + F.dropout(mixed, self.dropout, self.training), routing
 
     def router_weights(self, x: Tensor) -> Tensor:
@@ -147,8 +146,8 @@ class TilelliBlock(nn.Module):
 def balance_loss(bank_probability: Tensor) -> Tensor:
     """``0.01 · mean (r̄_pn − 1/N)²`` over the last two axes of ``(..., P, N)``; zero where N = 1.
 
-    The target 1/N cannot be reached, r sums to 1 over all P·N entries; the gradient nevertheless points to the
-    uniform spread.
+    The target 1/N cannot be reached, r sums to 1 over all P·N entries; the gradient nevertheless points to
+    the uniform spread.
     """
     n_banks = bank_probability.shape[-1]
     if n_banks == 1:

@@ -114,7 +114,9 @@ class SparseCausalAttention(TilelliPart):
         quantize: False uses the weights themselves.
     """
 
-    def __init__(self, d_model: int, d_head: int = 32, top_k: int = 8, n_banks: int = 1, quantize: bool = True):
+    def __init__(
+        self, d_model: int, d_head: int = 32, top_k: int = 8, n_banks: int = 1, quantize: bool = True
+    ):
         super().__init__()
         self.top_k = top_k
         self.query = WeightBank(n_banks, (d_head, d_model), 1 / d_model, quantize)

@@ -33,7 +33,7 @@ class _BankedCausalConv(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         padded, taps_KND, bank = ctx.saved_tensors
         kernel_size, n_banks, n_channels = taps_KND.shape
         d_padded = torch.zeros_like(padded)
@@ -81,8 +81,8 @@ def _tiles(h: Tensor) -> Iterator[tuple[slice, slice]]:
 def banked_causal_conv(h: Tensor, weight: Tensor, bank: Tensor) -> Tensor:
     """Depthwise causal convolution whose taps are those of each token's bank.
 
-    ``y[t, c] = Σ_j W[n(t), c, K−1−j] · h[t−j, c]``, with h = 0 before the sequence: the last tap is the current
-    position. Computed in fp32 at least.
+    ``y[t, c] = Σ_j W[n(t), c, K−1−j] · h[t−j, c]``, with h = 0 before the sequence: the last tap is the
+    current position. Computed in fp32 at least.
 
     Args:
         h: ``(B, T, D)``.

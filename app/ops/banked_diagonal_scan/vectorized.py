@@ -1,7 +1,7 @@
 """Fast form of the banked diagonal state space: a chunked scan.
 
-With ``z_t = a z_{t−1} + h_t`` the output is ``y_t = (c b) z_t``: one multiply-add a step for each bank, and the
-gains are read once per token, at its own bank. Both gains get their gradients from that of their product.
+With ``z_t = a z_{t−1} + h_t`` the output is ``y_t = (c b) z_t``: one multiply-add a step for each bank, and
+the gains are read once per token, at its own bank. Both get their gradients from that of their product.
 
 Shape suffixes: L steps of a chunk, R chunks in parallel (B·C), N banks, D channels.
 """
@@ -48,7 +48,7 @@ class _BankedDiagonalScan(torch.autograd.Function):
         return _from_chunks(y_LRD, h.shape)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         h, decay, gain, bank, *boundaries = ctx.saved_tensors
         n_chunks = _n_chunks(h, decay)
         h_LRD, bank_LR, grad_LRD = (_to_chunks(x, n_chunks) for x in (h, bank, grad))
@@ -61,28 +61,26 @@ class _BankedDiagonalScan(torch.autograd.Function):
                 first = _state_gradients(grad_LRD[block], decay, gain, bank_LR[block], first)[0]
             carried = _carry(first, decay**n_steps, n_chunks, backwards=True)
         d_h = torch.empty_like(h_LRD, memory_format=torch.contiguous_format)
-        d_decay_rows = torch.zeros_like(carried)
-        d_gain = torch.zeros_like(gain)
+        d_decay, d_gain = torch.zeros_like(decay), torch.zeros_like(gain)
         for block, initial in zip(reversed(blocks), reversed(boundaries), strict=True):
             z = _states(h_LRD[block], decay, initial)
             g = _state_gradients(grad_LRD[block], decay, gain, bank_LR[block], carried)
-            for step in range(1, z.shape[0]):
-                d_decay_rows.addcmul_(g[step], z[step - 1])
-            d_decay_rows.addcmul_(g[0], initial)
             torch.sum(g, 2, out=d_h[block])
+            carried = g[0].clone()
+            d_decay += g[0].mul_(initial).sum(0)
+            d_decay += g[1:].mul_(z[:-1]).sum((0, 1))
             chosen = z.flatten(0, 2).index_select(0, _rows(bank_LR[block], decay.shape[0]))
             chosen.mul_(grad_LRD[block].reshape(chosen.shape))
             d_gain.addmm_(bank_indicator(bank_LR[block].reshape(-1), decay.shape[0], gain.dtype), chosen)
-            carried = g[0].clone()
-        return _from_chunks(d_h, h.shape), d_decay_rows.sum(0), d_gain, None
+        return _from_chunks(d_h, h.shape), d_decay, d_gain, None
 
 
 def _states(h_LRD: Tensor, decay_ND: Tensor, initial_RND: Tensor) -> Tensor:
     """States of all banks over one block of steps, ``(L, R, N, D)``."""
     z = initial_RND.new_empty(h_LRD.shape[0], *initial_RND.shape)
     last = initial_RND
-    for step, h_RD in enumerate(h_LRD):
-        last = torch.addcmul(h_RD.unsqueeze(1), last, decay_ND, out=z[step])
+    for h_R1D, state in zip(h_LRD.unsqueeze(2).unbind(), z.unbind(), strict=True):
+        last = torch.addcmul(h_R1D, last, decay_ND, out=state)
     return z
 
 
@@ -90,12 +88,13 @@ def _state_gradients(
     grad_LRD: Tensor, decay_ND: Tensor, gain_ND: Tensor, bank_LR: Tensor, carried_RND: Tensor
 ) -> Tensor:
     """Gradient of the states of one block, ``(L, R, N, D)``, from that of the state after the block."""
-    g = carried_RND.new_zeros(grad_LRD.shape[0], *carried_RND.shape)
-    received = gain_ND.index_select(0, bank_LR.reshape(-1)).mul_(grad_LRD.reshape(-1, grad_LRD.shape[-1]))
-    g.view(-1, g.shape[-1]).index_copy_(0, _rows(bank_LR, gain_ND.shape[0]), received)
+    own_LRN = bank_LR.unsqueeze(-1) == torch.arange(gain_ND.shape[0], device=bank_LR.device)
+    received = gain_ND.index_select(0, bank_LR.reshape(-1)).view_as(grad_LRD).mul_(grad_LRD)
+    g = carried_RND.new_empty(grad_LRD.shape[0], *carried_RND.shape)
+    torch.mul(own_LRN.unsqueeze(-1).to(g.dtype), received.unsqueeze(2), out=g)
     later = carried_RND
-    for step in range(g.shape[0] - 1, -1, -1):
-        later = g[step].addcmul_(later, decay_ND)
+    for here in reversed(g.unbind()):
+        later = here.addcmul_(later, decay_ND)
     return g
 
 
@@ -110,7 +109,7 @@ def _carry(ends_RND: Tensor, decay_ND: Tensor, n_chunks: int, backwards: bool = 
 
 
 def _n_chunks(h: Tensor, decay: Tensor) -> int:
-    """Chunks of a sequence that run side by side; each pays for its states twice, so only where steps are cheap."""
+    """Chunks of a sequence that run side by side; they pay for states twice, so only if steps are cheap."""
     B, T, _ = h.shape
     if h.device.type != "cpu":
         return isqrt(T)
@@ -147,9 +146,10 @@ def _rows(bank_LR: Tensor, n_banks: int) -> Tensor:
 def banked_diagonal_scan(
     h: Tensor, decay: Tensor, input_gain: Tensor, output_gain: Tensor, bank: Tensor
 ) -> Tensor:
-    """Diagonal linear recurrence, run with each bank's weights over the whole sequence, read at each token's bank.
+    """Diagonal linear recurrence of every bank over the whole sequence, read at each token's own bank.
 
-    ``s_t = a ⊙ s_{t−1} + b ⊙ h_t`` from s = 0, ``y_t = c ⊙ s_t``. The state is fp32 at least, under autocast too.
+    ``s_t = a ⊙ s_{t−1} + b ⊙ h_t`` from s = 0, ``y_t = c ⊙ s_t``. The state is fp32 at least, under autocast
+    too.
 
     Args:
         h: ``(B, T, D)``.

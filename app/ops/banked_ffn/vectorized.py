@@ -22,10 +22,10 @@ class _BankedFFN(torch.autograd.Function):
         active_SF = F.gelu(hidden_SF)
         y_SD = grouped_linear(active_SF, down_NDF, groups)
         ctx.save_for_backward(sorted_SD, hidden_SF, active_SF, up_NFD, down_NDF, *groups)
-        return torch.empty_like(y_SD).index_copy_(0, groups.order, y_SD)
+        return y_SD.index_select(0, groups.place)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         sorted_SD, hidden_SF, active_SF, up_NFD, down_NDF, *saved = ctx.saved_tensors
         groups = BankOrder(*saved)
         grad_SD = grad.index_select(0, groups.order)
@@ -34,7 +34,7 @@ class _BankedFFN(torch.autograd.Function):
         d_hidden = torch.ops.aten.gelu_backward(d_active, hidden_SF)
         d_up = grouped_outer(d_hidden, sorted_SD, groups)
         d_sorted = grouped_linear(d_hidden, up_NFD.transpose(1, 2), groups)
-        return torch.empty_like(d_sorted).index_copy_(0, groups.order, d_sorted), d_up, d_down, None
+        return d_sorted.index_select(0, groups.place), d_up, d_down, None
 
 
 def banked_ffn(h: Tensor, up: Tensor, down: Tensor, bank: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Reference form of the banked sparse attention: every bank on every token, all scores, one maximum at a time."""
+"""Reference form of the banked sparse attention: every bank on every token, one maximum at a time."""
 
 import torch
 from torch import Tensor

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from app.ops.banks import BankOrder, grouped_linear, grouped_outer, sort_by_bank
 from app.ops.banked_sparse_attention.selection import largest_first
+from app.ops.banks import BankOrder, grouped_linear, grouped_outer, sort_by_bank
 from app.ops.precision import accumulation_dtype, matmul_dtype
 
 # Scores that exist at one time: a tile of queries against all their keys (4 MiB in fp32, on the CPU).
@@ -24,7 +24,14 @@ GATHERED_ELEMENTS = 2**19
 class _BankedSparseAttention(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, h: Tensor, query: Tensor, key: Tensor, value: Tensor, bank: Tensor, top_k: int, dtype: torch.dtype
+        ctx: Any,
+        h: Tensor,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        bank: Tensor,
+        top_k: int,
+        dtype: torch.dtype,
     ) -> Tensor:
         B, T, D = h.shape
         N, d, _ = query.shape
@@ -33,8 +40,12 @@ class _BankedSparseAttention(torch.autograd.Function):
         groups = sort_by_bank(bank.reshape(-1), N)
         qs_Sd = grouped_linear(h_SD.index_select(0, groups.order).to(dtype), query, groups)
         keys_SNd = h_SD.to(dtype) @ key.view(N * d, D).T
-        slots = qs_Sd.new_zeros(B * T * N, d).index_copy_(0, groups.order * N + groups.bank, qs_Sd)
-        position, weight = _select(slots.view(B, T, N * d), keys_SNd.view(B, T, N * d), d**-0.5, top_k, h.dtype)
+        # A query lies in its own bank's slot, beside zeros: its products with all banks' keys add up to one.
+        own = bank.unsqueeze(-1) == torch.arange(N, device=h.device)
+        slots = own.unsqueeze(-1).to(dtype) * qs_Sd.index_select(0, groups.place).view(B, T, 1, d)
+        position, weight = _select(
+            slots.view(B, T, N * d), keys_SNd.view(B, T, N * d), d**-0.5, top_k, h.dtype
+        )
 
         row_of_window = torch.arange(0, B * T, T, device=h.device).view(B, 1, 1)
         source = (position + row_of_window).view(B * T, -1).index_select(0, groups.order)
@@ -42,10 +53,10 @@ class _BankedSparseAttention(torch.autograd.Function):
         mixed_SD = _weighted_rows(h_SD, source, weight)
         ys_SD = grouped_linear(mixed_SD.to(dtype), value, groups)
         ctx.save_for_backward(h_SD, query, key, value, qs_Sd, keys_SNd, source, weight, mixed_SD, *groups)
-        return torch.empty_like(ys_SD).index_copy_(0, groups.order, ys_SD).view(h.shape)
+        return ys_SD.index_select(0, groups.place).view(h.shape)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         h_SD, query, key, value, qs_Sd, keys_SNd, source, weight, mixed_SD, *saved = ctx.saved_tensors
         groups = BankOrder(*saved)
         N, d, D = query.shape
@@ -59,7 +70,7 @@ class _BankedSparseAttention(torch.autograd.Function):
         d_weight = _row_products(h_SD, source, d_mixed)
         d_score = weight * (d_weight - (weight * d_weight).sum(-1, keepdim=True)) * d**-0.5
 
-        # Which (position, bank) each kept entry reads; sorted, it says who reads a position, in a fixed order.
+        # The (position, bank) that each kept entry reads; sorted, it tells who reads a position, in order.
         key_row = source * N + groups.bank.unsqueeze(1)
         dqs_Sd = _weighted_rows(keys_SNd.view(S * N, d).to(h_SD.dtype), key_row, d_score).to(dtype)
         sorted_row, entry = torch.sort(key_row.view(-1), stable=True)
@@ -72,7 +83,7 @@ class _BankedSparseAttention(torch.autograd.Function):
         d_query = grouped_outer(dqs_Sd, hs_SD, groups)
         d_key = (d_keys.T @ h_SD.to(dtype)).view(N, d, D)
         d_h += d_keys @ key.view(N * d, D)
-        d_h.index_add_(0, groups.order, grouped_linear(dqs_Sd, query.transpose(1, 2), groups).to(d_h.dtype))
+        d_h += grouped_linear(dqs_Sd, query.transpose(1, 2), groups).index_select(0, groups.place)
         return d_h.view(grad.shape), d_query, d_key, d_value, None, None, None
 
 
@@ -96,7 +107,7 @@ def _select(
         last_columns.masked_fill_(future, float("-inf"))
         position = largest_first(scores, n_kept)
         weights[:, rows] = scores.gather(-1, position).softmax(-1)
-        # Padding lies in the future and weighs nothing, but 0 · inf would still carry a fault backwards in time.
+        # Padding lies in the future and weighs nothing, but 0 · inf would still carry a fault back in time.
         positions[:, rows] = torch.minimum(position, time)
     return positions, weights
 
@@ -130,7 +141,7 @@ def _row_products(rows_SD: Tensor, index_Sk: Tensor, other_SD: Tensor) -> Tensor
 def banked_sparse_attention(
     h: Tensor, query: Tensor, key: Tensor, value: Tensor, bank: Tensor, top_k: int
 ) -> Tensor:
-    """One head of causal attention over each query's ``min(top_k, t+1)`` best positions, with its bank's weights.
+    """One head of causal attention over each query's ``min(top_k, t+1)`` best positions.
 
     Scores are ``q·k/√d``; among equal scores the lowest position wins; softmax over the kept ones, in fp32 at
     least. The selection itself has no gradient.

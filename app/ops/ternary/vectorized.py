@@ -12,7 +12,7 @@ class _Ternary(torch.autograd.Function):
         return (weight / scale).round_().clamp_(-1, 1).mul_(scale)
 
     @staticmethod
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, None]:
         return grad, None
 
 

@@ -1,0 +1,58 @@
+# Needs python3 (3.11 or later), git and make; everything else goes into .venv.
+#
+#   make fit                       sets up if needed, then trains the reference experiment
+#   make fit ARGS="--trainer.max_steps 50"
+#   make test                      the test suite; ARGS="tests/models -k causal" narrows it
+#   make setup TORCH=torch==2.13.0 installs this build of PyTorch first; by default pip chooses one
+#
+# Other targets: lint, type, contracts, stress, clean.
+
+PYTHON ?= python3
+TORCH ?=
+CONFIG ?= configs/tilelli_banks4.yaml
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+# Written last, so that an interrupted setup is done again.
+STAMP := $(VENV)/.set-up
+
+.DEFAULT_GOAL := help
+.PHONY: help setup fit test stress lint type contracts clean
+
+help:
+	@sed -n '/^#/!q;s/^# \{0,1\}//p' Makefile
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit(f"error: {sys.executable} is Python {sys.version.split()[0]}; 3.11 or later is needed, name one with PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(if $(TORCH),$(BIN)/python -m pip install '$(TORCH)')
+	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+fit: $(STAMP)
+	$(BIN)/app fit --config $(CONFIG) $(ARGS)
+
+# One thread: the networks of the tests are too small to be worth more, and golden values stay comparable.
+test: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ARGS)
+
+stress: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m stress --timeout 3600 $(ARGS)
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+type: $(STAMP)
+	$(BIN)/mypy
+
+contracts: $(STAMP)
+	$(BIN)/lint-imports
+
+# What can be made again; runs/ and data/ stay.
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	find app callbacks configs datamodules tests -type d -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,124 @@
+"""Damaged, foreign and left-over files in a run directory."""
+
+import pickle
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.app.conftest import Reference
+from tests.support import faults, runs
+from tests.support.application import Application
+
+pytestmark = pytest.mark.process
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0b1000
+    path.write_bytes(content)
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "truncated": lambda path: path.write_bytes(path.read_bytes()[:-100]),
+    "one bit flipped": flip,
+    "empty": lambda path: path.write_bytes(b""),
+    "no sidecar": lambda path: path.with_name(f"{path.name}.sha256").unlink(),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_the_newest_whole_checkpoint_is_taken(
+    application: Application, reference: Reference, tmp_path: Path, damage: str
+) -> None:
+    run = runs.copied(reference.broken, tmp_path / "run")
+    DAMAGES[damage](run / "checkpoints" / "resume-000030.ckpt")
+    ended = application.go_on(run)
+    assert ended.code == 0, ended
+    first, second, *_ = ended.out.splitlines()
+    assert first.startswith("note ")
+    assert "resume-000030.ckpt" in first
+    assert second == "note     going on from resume-000020.ckpt, the newest one that is whole"
+    assert "resumed  after step 20\n" in ended.out
+    runs.assert_same_run(run, reference.clean)
+
+
+def test_nothing_whole_is_left(application: Application, reference: Reference, tmp_path: Path) -> None:
+    run = runs.copied(reference.broken, tmp_path / "run")
+    for path in (run / "checkpoints").glob("resume-*.ckpt"):
+        flip(path)
+    before = runs.files(run)
+    del before["lock/owner.json"]  # the killed process's, which is taken over and given back
+    ended = application.go_on(run)
+    assert ended.code == 4, ended
+    assert ended.err.startswith(f"error: {run}: none of its 2 checkpoints is whole")
+    assert ended.err.count("\n") <= 3
+    assert runs.files(run) == before
+
+
+@pytest.mark.parametrize("damage", ["truncated", "one bit flipped", "empty"])
+def test_a_damaged_file_that_was_named_is_no_other(
+    application: Application, reference: Reference, tmp_path: Path, damage: str
+) -> None:
+    run = runs.copied(reference.broken, tmp_path / "run")
+    named = run / "checkpoints" / "resume-000030.ckpt"
+    DAMAGES[damage](named)
+    for words in (("fit", "--resume", named), ("generate", named), ("validate", named)):
+        ended = application.run(*words, cwd=tmp_path)
+        assert ended.code == 4, ended
+        assert ended.err.count("\n") <= 3
+        assert str(named) in ended.err
+        assert "sound and newest beside it: " in ended.err
+    assert runs.saved_steps(run) == [20, 30]
+
+
+class Bomb:
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Path.touch, (self.path,)
+
+
+def test_a_foreign_file_runs_nothing(application: Application, reference: Reference, tmp_path: Path) -> None:
+    run = runs.copied(reference.broken, tmp_path / "run")
+    fired = tmp_path / "fired"
+    folder = run / "checkpoints"
+    torch.save({"state_dict": {}, "archlab": Bomb(fired)}, folder / "resume-000099.ckpt")
+    (folder / "resume-000098.ckpt").write_bytes(pickle.dumps(Bomb(fired)))
+    with zipfile.ZipFile(folder / "resume-000097.ckpt", "w") as archive:
+        archive.writestr("archive/data.pkl", pickle.dumps(Bomb(fired)))
+    torch.save({"state_dict": {}}, folder / "resume-000096.ckpt")
+    for step in (99, 98, 97, 96):
+        named = folder / f"resume-0000{step}.ckpt"
+        for words in (("fit", "--resume", named), ("generate", named)):
+            ended = application.run(*words, cwd=tmp_path)
+            assert ended.code == 4, ended
+            assert "Traceback" not in ended.err
+    outside = tmp_path / "bomb.ckpt"
+    outside.write_bytes((folder / "resume-000099.ckpt").read_bytes())
+    assert application.run("fit", "--resume", outside, cwd=tmp_path).code == 2
+    assert not fired.exists()
+    # None of them has a sidecar: they are no checkpoints of the run, and it goes on from its own.
+    ended = application.go_on(run)
+    assert "resumed  after step 30\n" in ended.out, ended
+    assert not fired.exists()
+
+
+def test_left_over_files_are_swept(application: Application, reference: Reference, tmp_path: Path) -> None:
+    run = runs.copied(reference.broken, tmp_path / "run")
+    killed = application.go_on(
+        run, prelude=faults.replaced("app.run.checkpoint.sync_directory", "None") + faults.kill_at("saved", 40)
+    )
+    assert killed.code != 0
+    for name in (".resume-000040.ckpt.4711.tmp", "resume-000038.ckpt.sha256"):
+        (run / "checkpoints" / name).write_bytes(b"half")
+    (run / ".metrics.csv.4711.tmp").write_bytes(b"half")
+    ended = application.go_on(run)
+    assert ended.code == 0, ended
+    left = {path.name for path in run.rglob("*")}
+    assert not {name for name in left if name.endswith(".tmp")}
+    assert "resume-000038.ckpt.sha256" not in left
+    runs.assert_same_run(run, reference.clean)

@@ -1,0 +1,196 @@
+"""``kill -9`` at any moment: the resumed run ends bitwise as one that nobody disturbed."""
+
+import os
+import random
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.app.conftest import Reference
+from tests.support import faults, runs, tiny
+from tests.support.application import Application, Ended
+
+pytestmark = pytest.mark.process
+
+
+def test_two_clean_runs_are_bitwise_the_same(
+    application: Application, reference: Reference, tmp_path: Path
+) -> None:
+    runs.assert_same_run(application.fit(reference.config, tmp_path / "run"), reference.clean)
+
+
+def test_five_kills_where_they_hurt(application: Application, tmp_path: Path) -> None:
+    text = tiny.write_text(tmp_path / "text.txt", n_words=150)
+    config = tiny.write(
+        tmp_path / "config.yaml",
+        tiny.tilelli(
+            text,
+            trainer__accumulate_grad_batches=2,
+            data__init_args__num_workers=2,
+            data__init_args__val_fraction=0.3,
+        ),
+    )
+    clean = application.start("fit", "--config", config, "--run_dir", tmp_path / "clean", cwd=tmp_path)
+    run = tmp_path / "run"
+    for place, step, resumed in (
+        ("step", 4, None),  # before the first checkpoint
+        ("step", 13, 0),
+        ("step", 19, 10),  # at the edge of an epoch, see below
+        ("validation", 20, 10),
+        ("save", 30, 20),
+    ):
+        ended = application.run(
+            "fit",
+            "--config",
+            config,
+            "--run_dir",
+            run,
+            "--resume",
+            "auto",
+            cwd=tmp_path,
+            prelude=faults.kill_at(place, step),
+        )
+        assert ended.code == -9, f"{place} {step}: {ended}"
+        assert ("resumed  after step" in ended.out) == bool(resumed), ended
+        assert not resumed or f"resumed  after step {resumed}\n" in ended.out, ended
+    ended = application.go_on(run)
+    assert ended.code == 0, ended
+    assert clean.wait().code == 0, clean.output()
+    runs.assert_same_run(run, tmp_path / "clean")
+    assert runs.validated_steps(run) == [20, 40]
+    n_windows = runs.launches(run)[0]["data"]["train_tokens"] // 16 - 1
+    assert 18 * 4 < 2 * n_windows < 19 * 4  # the third epoch begins within step 19
+
+
+@pytest.mark.parametrize(
+    "n_kills", [5, pytest.param(int(os.environ.get("N_KILLS", "200")), marks=pytest.mark.stress)]
+)
+@pytest.mark.timeout(3600)
+def test_kills_at_random_moments(
+    application: Application, reference: Reference, tmp_path: Path, n_kills: int
+) -> None:
+    seed = time.time_ns()
+    draw = random.Random(seed)
+    made, number = 0, 0
+    while made < n_kills:
+        number += 1
+        run = tmp_path / f"run-{number}"
+        ended, moments = killed_until_done(application, reference.config, run, draw, n_kills - made)
+        made += len(moments)
+        what = f"seed {seed}, killed after {', '.join(f'{moment:.3f} s' for moment in moments)}"
+        assert ended.code == 0, f"{what}\n{ended}"
+        runs.assert_same_run(run, reference.clean, what)
+
+
+def killed_until_done(
+    application: Application, config: Path, run: Path, draw: random.Random, n_kills: int
+) -> tuple[Ended, list[float]]:
+    """Starts, kills and resumes a run until it ends by itself; no more than so many kills."""
+    moments: list[float] = []
+    while True:
+        workers = draw.choice((0, 2))
+        process = application.start(
+            "fit", "--config", config, "--run_dir", run, "--resume", "auto", f"--data.init_args.num_workers={workers}",
+            cwd=run.parent,
+        )  # fmt: skip
+        if len(moments) < n_kills:
+            moment = draw.uniform(0.05, 1.2)
+            time.sleep(moment)
+            process.kill()
+        ended = process.wait()
+        if ended.code != -9:
+            return ended, moments
+        moments.append(moment)
+
+
+def test_the_number_of_workers_changes_nothing(
+    application: Application, reference: Reference, tmp_path: Path
+) -> None:
+    # From none to two; the clean run had none.
+    run = runs.copied(reference.broken, tmp_path / "run")
+    started = application.start(
+        "fit", "--run_dir", run, "--resume", "auto", "--data.init_args.num_workers", 2, cwd=tmp_path,
+        prelude=faults.kill_at("validation", 40),
+    )  # fmt: skip
+    assert started.wait().code == -9, started.output()
+    # From two to none.
+    ended = application.go_on(run, "--data.init_args.num_workers", 0)
+    assert ended.code == 0, ended
+    assert "resumed  after step 40" in ended.out
+    runs.assert_same_run(run, reference.clean)
+
+
+MUTATIONS = {
+    "dropout is not re-keyed": (faults.replaced("app.training.step_keys.rekey", "lambda *position: None"), "state_dict"),
+    "the data starts from the beginning": (
+        faults.replaced("datamodules.loaders.Placement.step", "property(lambda placement: 0)")
+        + faults.replaced("datamodules.loaders.EndlessBatchSampler.__iter__", """
+lambda sampler: original(type("", (), dict(
+    placement=sampler.placement._replace(step=0), batch_size=sampler.batch_size))())"""),
+        "state_dict",
+    ),
+    "the optimizer's moments are lost": (
+        faults.replaced(
+            "app.training.keepers.RunState.on_load_checkpoint",
+            "lambda self, trainer, module, checkpoint: (original(self, trainer, module, checkpoint), "
+            "[state['state'].clear() for state in checkpoint['optimizer_states']])",
+        ),
+        "optimizer_states",
+    ),
+    "a watcher's count is forgotten": (
+        faults.replaced("callbacks.TextSamples.load_state_dict", "lambda self, state: None"),
+        "callbacks/TextSamples",
+    ),
+    "the step is off by one": (
+        faults.replaced(
+            "app.training.loops.position", "lambda trainer, step: original(trainer, step - 1)"
+        ),
+        "state_dict",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS)
+def test_the_comparison_sees_what_is_lost(
+    application: Application, reference: Reference, tmp_path: Path, mutation: str
+) -> None:
+    prelude, place = MUTATIONS[mutation]
+    run = runs.copied(reference.broken, tmp_path / "run")
+    ended = application.go_on(run, prelude=prelude)
+    assert ended.code == 0, ended
+    assert any(place in difference for difference in runs.run_differences(run, reference.clean))
+
+
+def test_the_comparison_sees_a_forgotten_best_loss(application: Application, tmp_path: Path) -> None:
+    # The rate rises until training falls apart: an early validation is the best one.
+    config = tiny.write(
+        tmp_path / "config.yaml",
+        tiny.gpt(
+            tiny.write_text(tmp_path / "text.txt"),
+            model__init_args__learning_rate=2.0,
+            model__init_args__warmup_steps=30,
+            trainer__max_steps=30,
+            trainer__val_check_interval=5,
+        ),
+    )
+    broken = application.start(
+        "fit",
+        "--config",
+        config,
+        "--run_dir",
+        tmp_path / "run",
+        cwd=tmp_path,
+        prelude=faults.kill_at("step", 24),
+    )
+    clean = application.fit(config, tmp_path / "clean")
+    assert runs.saved_steps(clean, "best")[0] < 20
+    assert broken.wait().code == -9, broken.output()
+    forgetful = runs.copied(tmp_path / "run", tmp_path / "forgetful")
+    forgets = faults.replaced("app.training.keepers.BestKeeper.load_state_dict", "lambda self, state: None")
+    for ended in application.all(
+        [lambda: application.go_on(tmp_path / "run"), lambda: application.go_on(forgetful, prelude=forgets)]
+    ):
+        assert ended.code == 0, ended
+    runs.assert_same_run(tmp_path / "run", clean)
+    assert any("best" in difference for difference in runs.run_differences(forgetful, clean))

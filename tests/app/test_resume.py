@@ -1,0 +1,177 @@
+"""Going on with a run: from where, with what, and what may not change."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.app.conftest import Reference
+from tests.support import faults, runs, tiny
+from tests.support.application import Application
+
+pytestmark = pytest.mark.process
+
+
+@pytest.fixture
+def finished(reference: Reference, tmp_path: Path) -> Path:
+    """A copy of the finished baseline run: 20 steps, checkpoints at 15 and 20."""
+    return runs.copied(reference.baseline, tmp_path / "run")
+
+
+def test_a_run_needs_no_configuration_to_go_on(
+    application: Application, reference: Reference, tmp_path: Path
+) -> None:
+    run = runs.copied(reference.broken, tmp_path / "run")
+    ended = application.run("fit", "--resume", run, cwd=tmp_path)
+    assert ended.code == 0, ended
+    assert f"run      {run}\nresumed  after step 30\n" in ended.out
+    runs.assert_same_run(run, reference.clean)
+    first, second = runs.launches(run)
+    assert (first["resumed_from"], second["resumed_from"]) == (None, "resume-000030.ckpt")
+    assert second["changes"] == []
+
+
+def test_an_older_checkpoint_gives_up_the_later_history(
+    application: Application, finished: Path, reference: Reference, tmp_path: Path
+) -> None:
+    older = finished / "checkpoints" / "resume-000015.ckpt"
+    assert runs.saved_steps(finished, "best") == [20]
+    # A kill before anything new is saved or logged must not bring it back.
+    killed = application.run("fit", "--resume", older, cwd=tmp_path, prelude=faults.kill_at("step", 19))
+    assert killed.code == -9, killed
+    assert (runs.saved_steps(finished), runs.saved_steps(finished, "best")) == ([15], [])
+    ended = application.go_on(finished)
+    assert "resumed  after step 15\n" in ended.out, ended
+    runs.assert_same_run(finished, reference.baseline)
+
+
+def test_a_finished_run_gets_more_steps(application: Application, finished: Path) -> None:
+    ended = application.go_on(finished, "--trainer.max_steps", 25, "--model.init_args.learning_rate", "1e-4")
+    assert ended.code == 0, ended
+    changes = [
+        "model.init_args.learning_rate: 0.003 -> 0.0001",
+        "trainer.max_steps: 20 -> 25",
+    ]
+    assert re.findall(r"^changed  (.*)$", ended.out, re.MULTILINE) == changes
+    assert runs.launches(finished)[-1]["changes"] == changes
+    assert runs.status(finished) == {"state": "finished", "step": 25, "exit_code": 0, "reason": ""}
+    assert runs.validated_steps(finished) == [10, 20, 25]
+    rates = [float(row["train/lr"]) for row in runs.curve(finished) if "train/lr" in row]
+    assert rates[-1] <= 1e-4 < rates[-2]
+    # A new launch of the same run goes by the new values, and by the command line before them.
+    ended = application.go_on(finished, "--model.init_args.learning_rate", "2e-4", "--trainer.max_steps=26")
+    assert "changed  model.init_args.learning_rate: 0.0001 -> 0.0002" in ended.out, ended
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--model.init_args.n_layers", "3"), "model.init_args.n_layers: 3, but the run has 2"),
+        (("--data.init_args.block_size", "32"), "model.init_args.block_size: 32, but the run has 16"),
+        (("--seed", "8"), "seed: 8, but the run has 7"),
+        (
+            ("--model", "app.training.TilelliModule", "--model.init_args.d_model", "16"),
+            "model: app.models.tilelli.network.TilelliLM, but the run has app.models.gpt.network.GPT",
+        ),
+    ],
+)
+def test_what_makes_it_another_run_is_refused(
+    application: Application, finished: Path, options: tuple[str, ...], said: str
+) -> None:
+    before = runs.files(finished)
+    ended = application.go_on(finished, "--trainer.max_steps", 25, *options)
+    assert ended.code == 2, ended
+    assert said in ended.err
+    assert "Traceback" not in ended.err
+    after = runs.files(finished)
+    assert {name for name in after if after[name] != before.get(name)} <= {"status.json"}
+    assert set(after) == set(before)
+
+
+def test_another_text_is_refused(application: Application, tmp_path: Path) -> None:
+    text = tiny.write_text(tmp_path / "text.txt")
+    config = tiny.write(tmp_path / "config.yaml", tiny.gpt(text, trainer__max_steps=4))
+    run = application.fit(config, tmp_path / "run")
+    content = text.read_text()
+    text.write_text(content.replace("fox", "ox", 1))
+    ended = application.go_on(run, "--trainer.max_steps", 8)
+    assert ended.code == 2, ended
+    assert "data: sha256 is" in ended.err
+    assert "restore the text" in ended.err
+    text.write_text(content)
+    assert application.go_on(run, "--trainer.max_steps", 8).code == 0
+
+
+def test_an_existing_run_is_not_overwritten(
+    application: Application, finished: Path, reference: Reference
+) -> None:
+    before = runs.files(finished)
+    ended = application.run(
+        "fit", "--config", reference.baseline_config, "--run_dir", finished, cwd=finished.parent
+    )
+    assert ended.code == 2, ended
+    assert f"--run_dir {finished}: already holds a run; continue it with --resume {finished}" in ended.err
+    assert runs.files(finished) == before
+
+
+def test_weights_alone_begin_a_new_run(
+    application: Application, finished: Path, reference: Reference, tmp_path: Path
+) -> None:
+    seen = tmp_path / "weights.pt"
+    looks = faults.at("step", f"torch.save(self.state_dict(), {str(seen)!r})", 1)
+    ended = application.run(
+        "fit", "--config", reference.baseline_config, "--init_from", finished, "--trainer.max_steps", 2,
+        "--run_dir", tmp_path / "new", cwd=tmp_path, prelude=looks,
+    )  # fmt: skip
+    assert ended.code == 0, ended
+    assert "resumed" not in ended.out
+    assert runs.launches(tmp_path / "new")[0]["init_from"].endswith("best-000020.ckpt")
+    assert runs.status(tmp_path / "new")["step"] == 2
+    assert not runs.differences(torch.load(seen, weights_only=True), runs.weights(finished))
+    optimizer = runs.last_checkpoint(tmp_path / "new")["optimizer_states"][0]["state"]
+    assert {float(entry["step"]) for entry in optimizer.values()} == {2.0}
+
+
+def test_weights_that_do_not_fit_are_refused(
+    application: Application, finished: Path, reference: Reference, tmp_path: Path
+) -> None:
+    ended = application.run(
+        "fit", "--config", reference.baseline_config, "--init_from", finished, "--model.init_args.d_model", 32,
+        "--run_dir", tmp_path / "new", cwd=tmp_path,
+    )  # fmt: skip
+    assert ended.code == 2, ended
+    assert "the weights do not fit this network" in ended.err
+    assert not (tmp_path / "new").exists()
+
+
+def test_options_that_exclude_each_other(
+    application: Application, finished: Path, reference: Reference, tmp_path: Path
+) -> None:
+    config = reference.baseline_config
+    for words, said in (
+        (("--resume", finished, "--init_from", finished), "--resume and --init_from exclude each other"),
+        (("--resume", "auto"), "--resume auto: needs --run_dir DIR"),
+        (("--resume", finished, "--run_dir", tmp_path / "other"), "differs from the run that is resumed"),
+        (("--resume", tmp_path / "nowhere"), "no such run directory or checkpoint file"),
+        (("--resume", finished / "checkpoints" / "resume-000007.ckpt"), "there are resume-000015.ckpt"),
+        (("--resume", tmp_path), "not a run directory"),
+        (("--run_dir", tmp_path / "new", "--resume", "auto"), "--config is missing"),
+        (("--config", config, "--run_dir", tmp_path / "new", "--init_from", tmp_path), "not a run directory"),
+    ):
+        ended = application.run("fit", *words, cwd=tmp_path)
+        assert ended.code == 2, ended
+        assert said in ended.err, ended
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
+
+
+def test_a_saved_configuration_brings_no_run_directory(
+    application: Application, finished: Path, tmp_path: Path
+) -> None:
+    config = finished / "config.yaml"
+    config.write_text(config.read_text() + f"run_dir: {finished}\nresume: {finished}\n")
+    before = runs.files(finished)
+    ended = application.run("fit", "--config", config, "--trainer.max_steps", 2, cwd=tmp_path)
+    assert ended.code == 0, ended
+    assert f"run      {Path('runs') / 'config'}/" in ended.out
+    assert runs.files(finished) == before

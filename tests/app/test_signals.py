@@ -1,0 +1,147 @@
+"""Orderly stops: a whole step, a verified checkpoint, the right exit code, and a run that goes on as if nothing was."""
+
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.app.conftest import Reference
+from tests.support import faults, runs, tiny
+from tests.support.application import Application, alive
+
+pytestmark = pytest.mark.process
+
+CODES = {signal.SIGTERM: 143, signal.SIGUSR1: 143, signal.SIGHUP: 143, signal.SIGINT: 130}
+
+
+@pytest.mark.parametrize("signum", CODES, ids=lambda signum: signum.name)
+def test_a_stop_at_a_random_moment(
+    application: Application, reference: Reference, tmp_path: Path, signum: signal.Signals
+) -> None:
+    seed = time.time_ns()
+    moment = random.Random(seed).uniform(0, 0.5)
+    what = f"seed {seed}, signal {moment:.3f} s after the first step"
+    run = tmp_path / "run"
+    # Signals to the whole group reach the workers too, as a scheduler's or a terminal's do.
+    process = application.start(
+        "fit", "--config", reference.config, "--run_dir", run, "--data.init_args.num_workers", 2, cwd=tmp_path
+    )
+    process.wait_for("step      1/40")
+    time.sleep(moment)
+    process.kill(signum, group=True)
+    sent = time.monotonic()
+    ended = process.wait()
+    if ended.code != 0:  # else the signal came after the last step
+        assert time.monotonic() - sent < 10
+        assert ended.code == CODES[signum], f"{what}\n{ended}"
+        assert f"stopped by {signum.name} after step " in ended.out
+        assert ended.out.rstrip().endswith(f"app fit --resume {run}")
+        assert ended.err == "", ended
+        said = runs.status(run)
+        assert (said["state"], said["exit_code"], said["reason"]) == ("stopped", ended.code, signum.name)
+        assert said["step"] == runs.saved_steps(run)[-1] == runs.last_checkpoint(run)["archlab"]["step"]
+        assert not (run / "lock").exists()
+        ended = application.go_on(run)
+        assert f"resumed  after step {said['step']}\n" in ended.out, ended
+    assert ended.code == 0, f"{what}\n{ended}"
+    runs.assert_same_run(run, reference.clean, what)
+
+
+@pytest.mark.parametrize(
+    ("place", "step", "stopped_after"),
+    [
+        ("step", 33, 33),  # the first of its two micro-batches: the step is finished
+        ("validation", 40, 40),  # all of it is made again
+        ("validation end", 40, None),  # too late to stop for
+        ("save", 40, 40),
+        ("summary", 0, None),
+    ],
+)
+def test_a_stop_at_an_awkward_place(
+    application: Application,
+    reference: Reference,
+    tmp_path: Path,
+    place: str,
+    step: int,
+    stopped_after: int | None,
+) -> None:
+    run = runs.copied(reference.broken, tmp_path / "run")
+    ended = application.go_on(run, prelude=faults.signal_at(place, signal.SIGTERM, step))
+    if stopped_after is not None:
+        assert ended.code == 143, ended
+        assert f"stopped by SIGTERM after step {stopped_after};" in ended.out
+        assert runs.status(run)["state"] == "stopped"
+        ended = application.go_on(run)
+    assert ended.code == 0, ended
+    assert runs.status(run)["state"] == "finished"
+    runs.assert_same_run(run, reference.clean)
+
+
+@pytest.mark.parametrize("place", ["model", "setup", "optimizer", "start"])
+def test_a_stop_before_the_first_step(
+    application: Application, reference: Reference, tmp_path: Path, place: str
+) -> None:
+    run = tmp_path / "run"
+    words = ("fit", "--config", reference.baseline_config, "--run_dir", run, "--resume", "auto")
+    ended = application.run(*words, cwd=tmp_path, prelude=faults.signal_at(place, signal.SIGTERM))
+    assert ended.code == 143, ended
+    assert "Traceback" not in ended.err
+    assert not (run / "lock").exists()
+    if run.exists():
+        assert runs.status(run)["exit_code"] == 143
+        assert runs.status(run)["state"] == "stopped"
+        assert not [path for path in run.rglob("*") if path.name.endswith(".tmp")]
+    ended = application.run(*words, cwd=tmp_path)
+    assert ended.code == 0, ended
+    runs.assert_same_run(run, reference.baseline)
+
+
+def test_a_stop_before_anything_was_begun(
+    application: Application, reference: Reference, tmp_path: Path
+) -> None:
+    # While the text is read, long before there is a run.
+    reading = faults.replaced(
+        "datamodules.char.read_char_corpus",
+        f"lambda *args, **kwargs: __import__('os').kill(__import__('os').getpid(), {int(signal.SIGTERM)})",
+    )
+    run = tmp_path / "deep" / "run"
+    ended = application.run(
+        "fit", "--config", reference.baseline_config, "--run_dir", run, cwd=tmp_path, prelude=reading
+    )
+    assert ended.code == 143, ended
+    assert ended.err == ""
+    assert not run.exists()
+
+
+def test_two_interrupts_leave_at_once(application: Application, tmp_path: Path) -> None:
+    text = tiny.write_text(tmp_path / "text.txt")
+    config = tiny.write(tmp_path / "config.yaml", tiny.gpt(text, trainer__max_steps=100_000))
+    # A step that takes for ever.
+    hangs = faults.at("step", "print('hangs', flush=True); import time; time.sleep(60)", 5)
+    process = application.start(
+        "fit", "--config", config, "--run_dir", tmp_path / "run", cwd=tmp_path, prelude=hangs
+    )
+    process.wait_for("hangs")
+    process.kill(signal.SIGINT)
+    time.sleep(0.3)
+    assert alive(process.pid)
+    process.kill(signal.SIGINT)
+    sent = time.monotonic()
+    ended = process.wait(10)
+    assert time.monotonic() - sent < 2
+    assert ended.code == 130, ended
+    assert "interrupted twice: leaving at once, without a checkpoint" in ended.err
+
+
+def test_a_hang_up_that_was_to_be_ignored_is_ignored(
+    application: Application, reference: Reference, tmp_path: Path
+) -> None:
+    nohup = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
+    ended = application.run(
+        "fit", "--config", reference.baseline_config, "--run_dir", tmp_path / "run", cwd=tmp_path,
+        prelude=nohup + faults.signal_at("step", signal.SIGHUP, 7),
+    )  # fmt: skip
+    assert ended.code == 0, ended
+    runs.assert_same_run(tmp_path / "run", reference.baseline)

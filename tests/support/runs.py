@@ -1,0 +1,103 @@
+"""What a run has left, read and compared."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from app.run import checkpoint
+
+
+def last_checkpoint(run: Path) -> dict[str, Any]:
+    """Content of the newest resume checkpoint; the file must match its sidecar."""
+    return checkpoint.read(checkpoint.list_checkpoints(run / "checkpoints")[-1][1], require_sidecar=True)
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    """The weights of the newest resume checkpoint."""
+    return last_checkpoint(run)["state_dict"]
+
+
+def saved_steps(run: Path, kind: str = "resume") -> list[int]:
+    """Steps of the checkpoints of a kind."""
+    return [step for step, _ in checkpoint.list_checkpoints(run / "checkpoints", kind)]
+
+
+def curve(run: Path) -> list[dict[str, str]]:
+    """Rows of the metrics without what depends on the clock."""
+    with (run / "metrics.csv").open() as file:
+        return [
+            {key: value for key, value in row.items() if value and not key.startswith("speed/")}
+            for row in csv.DictReader(file)
+        ]
+
+
+def details(run: Path) -> list[Any]:
+    """Lines of per-layer values."""
+    return [json.loads(line) for line in (run / "details.jsonl").read_text().splitlines()]
+
+
+def validated_steps(run: Path) -> list[int]:
+    """The step of every validation row."""
+    return [int(row["step"]) for row in curve(run) if "val/loss" in row]
+
+
+def status(run: Path) -> dict[str, Any]:
+    """State, step, exit code, reason."""
+    found = json.loads((run / "status.json").read_text())
+    del found["time"]
+    return found
+
+
+def launches(run: Path) -> list[dict[str, Any]]:
+    """The launches in the run's manifest."""
+    return json.loads((run / "run.json").read_text())["launches"]
+
+
+def copied(run: Path, to: Path) -> Path:
+    """A copy of a run, to be damaged or resumed."""
+    return Path(shutil.copytree(run, to))
+
+
+def files(folder: Path) -> dict[str, tuple[int, bytes]]:
+    """Modification time and content of every file below a folder."""
+    return {
+        str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.read_bytes())
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def differences(ours: Any, theirs: Any, place: str = "") -> list[str]:
+    """Every place at which two checkpoints or files are not bitwise the same."""
+    if isinstance(ours, torch.Tensor) and isinstance(theirs, torch.Tensor):
+        same = ours.dtype == theirs.dtype and torch.equal(ours, theirs)
+        return [] if same else [f"{place}: tensors differ"]
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        found = [f"{place}/{key}: only in one" for key in sorted({*ours} ^ {*theirs}, key=str)]
+        common = [key for key in ours if key in theirs]
+        return found + [d for key in common for d in differences(ours[key], theirs[key], f"{place}/{key}")]
+    if isinstance(ours, list | tuple) and isinstance(theirs, list | tuple):
+        if len(ours) != len(theirs):
+            return [f"{place}: {len(ours)} entries, not {len(theirs)}"]
+        pairs = enumerate(zip(ours, theirs, strict=True))
+        return [d for index, (a, b) in pairs for d in differences(a, b, f"{place}/{index}")]
+    return [] if ours == theirs else [f"{place}: {ours!r}, not {theirs!r}"]
+
+
+def run_differences(run: Path, clean: Path) -> list[str]:
+    """Where a run and a clean one differ in their last state, their curves, their details or their best state."""
+    found = differences(last_checkpoint(run), last_checkpoint(clean), "checkpoint")
+    found += differences(curve(run), curve(clean), "metrics.csv")
+    if (clean / "details.jsonl").exists():
+        found += differences(details(run), details(clean), "details.jsonl")
+    return found + differences(saved_steps(run, "best"), saved_steps(clean, "best"), "best checkpoints")
+
+
+def assert_same_run(run: Path, clean: Path, what: str = "") -> None:
+    """The run ended exactly as the clean one did."""
+    found = run_differences(run, clean)
+    assert not found, "\n".join([what, f"{len(found)} differences between {run} and {clean}:", *found[:12]])
