@@ -80,7 +80,10 @@ def _dispatch(words: list[str]) -> int:
 
 def report(error: AppError) -> None:
     """Prints an error for a person: one line per problem, and a mistake once however many ranks made it."""
-    if isinstance(error, ConfigurationError) and int(os.environ.get("RANK", "0")) > 0:
+    if (
+        isinstance(error, ConfigurationError)
+        and int(os.environ.get("RANK") or os.environ.get("LOCAL_RANK") or "0") > 0
+    ):
         return
     problems = error.problems if isinstance(error, ConfigurationError) else [str(error)]
     for problem in problems:

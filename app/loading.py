@@ -1,6 +1,7 @@
 """Trained networks, back in memory; works without the training framework."""
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -53,7 +54,12 @@ def load(run: str | Path, device: str = "cpu", trust_imports: Sequence[str] = ()
     weights = {
         name.removeprefix(prefix): t for name, t in content["state_dict"].items() if name.startswith(prefix)
     }
-    network.load_state_dict(weights)
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        raise IntegrityError(
+            f"{path}: its weights do not fit its own network ({str(error).splitlines()[0]})"
+        ) from error
     tokenizer = tokenizers.load(directory.tokenizer)
     if tokenizer.hash != state["data"]["tokenizer"]:
         raise ConfigurationError(
@@ -76,10 +82,16 @@ def build(description: dict[str, Any], trust_imports: Sequence[str] = ()) -> Lan
         raise ConfigurationError(
             f"{class_path}: may not be imported; networks come from app.models, your own need --trust_imports PREFIX"
         )
-    if trust_imports and "" not in sys.path:
-        sys.path.insert(0, "")
+    if trust_imports and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
     module, _, name = class_path.rpartition(".")
-    class_type = getattr(importlib.import_module(module), name)
+    try:
+        class_type = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ConfigurationError(f"{class_path}: {error}; was the run made by another version?") from error
     if not (isinstance(class_type, type) and issubclass(class_type, LanguageModel)):
         raise ConfigurationError(f"{class_path}: is no language model")
-    return class_type(**description["init_args"])
+    try:
+        return class_type(**description["init_args"])
+    except (TypeError, ValueError) as error:
+        raise ConfigurationError(f"{class_path}: {error}; was the run made by another version?") from error

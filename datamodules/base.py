@@ -136,6 +136,18 @@ class TokenDataModule(LightningDataModule):
         corpus = self.check_source()
         return yardsticks.bigram_loss(corpus.train, corpus.val, corpus.tokenizer.vocab_size)
 
+    def validation_prompts(self, n_prompts: int, n_tokens: int) -> list[str]:
+        """Texts of equally many tokens from evenly spaced places of the validation split.
+
+        Args:
+            n_prompts: how many.
+            n_tokens: length of each; a shorter split gives shorter ones.
+        """
+        corpus = self.check_source()
+        length = min(n_tokens, len(corpus.val))
+        starts = np.linspace(0, len(corpus.val) - length, n_prompts).astype(np.int64)
+        return [corpus.tokenizer.decode(corpus.val[start : start + length]) for start in starts]
+
     def known_words(self, texts: Iterable[str]) -> yardsticks.KnownWords:
         """How many words of four letters and more of these texts occur in the corpus."""
         corpus = self.check_source()

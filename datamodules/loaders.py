@@ -1,5 +1,8 @@
 """Loaders over token arrays: an endless one for training, an exact one for evaluation."""
 
+import atexit
+import multiprocessing
+import signal
 from collections.abc import Iterator, Sequence
 from itertools import count
 from typing import Any, NamedTuple
@@ -144,6 +147,22 @@ def prepare_worker(worker_id: int) -> None:
     """
     ignore_in_worker()
     torch.set_num_threads(1)
+
+
+def end_workers() -> None:
+    """Ends loader workers that a failed or interrupted run has left.
+
+    At exit the standard library asks daemonic children to end with SIGTERM, which ours ignore, and waits for
+    them without a limit.
+    """
+    workers = [child for child in multiprocessing.active_children() if child.daemon]
+    if workers:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would call each of them lost
+    for worker in workers:
+        worker.kill()
+
+
+atexit.register(end_workers)  # after, so run before, that of the standard library
 
 
 def _options(num_workers: int, placement: Placement) -> dict[str, Any]:

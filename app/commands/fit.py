@@ -64,20 +64,23 @@ def _train(
     launch: arguments.Launch, launched: plan.Plan, requests: StopRequests, words: list[str], started: float
 ) -> int:
     from app.training.command_line import RunCLI
+    from app.training.distributed import ParentWatch
     from app.training.session import Session
     from app.training.stopping import StopRun
 
+    if not launched.is_launcher:
+        ParentWatch.of_this_rank().start()
     cli = RunCLI(launch, launched.files)
     data = cli.build_data()
     directory = launched.open()
     session = Session(cli, data, launched, requests, words)
     ending: tuple[str, int, str] = ("failed", int(ExitCode.UNEXPECTED), "unexpected error")
     try:
-        if launched.is_launcher:
-            write_status(directory.status, "starting", session.step)
         session.prepare()
         session.print_start(seconds=time.monotonic() - started)
         session.fit()
+        if session.is_incomplete:
+            raise StopRun(ExitCode.DONE, session.step, "a callback")
         if launched.is_launcher:
             _draw(session)
             session.print_end()
@@ -99,11 +102,10 @@ def _train(
         ending = ("failed", int(ExitCode.UNEXPECTED), f"{type(error).__name__}: {error}"[:500])
         raise
     finally:
-        if launched.is_launcher and directory.is_run:
+        # A launch that was refused leaves the word of the one before it.
+        if session.is_recorded:
             state, code, reason = ending
             write_status(directory.status, state, session.step, code, reason)  # type: ignore[arg-type]
-        elif launched.is_launcher:
-            directory.status.unlink(missing_ok=True)
 
 
 def _draw(session: "Session") -> None:

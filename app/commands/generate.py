@@ -4,9 +4,9 @@ import argparse
 import sys
 import time
 
-from app.commands.validate import choose
 from app.run.directory import resolve_run
 from app.run.errors import ConfigurationError, ExitCode
+from app.run.plan import weights_of
 
 
 def run(name: str, words: list[str]) -> int:
@@ -18,14 +18,15 @@ def run(name: str, words: list[str]) -> int:
     """
     options = _parser().parse_args(words)
     _check(options)
-    directory, file = resolve_run(options.run)
-    checkpoint = file or choose(directory, options.checkpoint)
+    directory, _ = resolve_run(options.run)
+    checkpoint = weights_of(options.run, options.checkpoint)
 
     import torch
 
     from app.loading import load
     from app.models.generation import generate
 
+    _check_device(options.device)
     network, tokenizer, block_size = load(
         checkpoint, device=options.device, trust_imports=options.trust_imports
     )
@@ -93,6 +94,18 @@ def _parser() -> argparse.ArgumentParser:
         help="import a network of your own from here",
     )
     return parser
+
+
+def _check_device(name: str) -> None:
+    import torch
+
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigurationError(
+            f"--device {name}: cannot be used here ({reason}); leave it out for cpu"
+        ) from error
 
 
 def _check(options: argparse.Namespace) -> None:

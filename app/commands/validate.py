@@ -1,13 +1,12 @@
 """``app validate`` and ``app test``: the exact loss of a run on a whole split."""
 
-from pathlib import Path
 from typing import Any
 
 from app.run import arguments
-from app.run.checkpoint import list_checkpoints, newest_verified
 from app.run.configuration import read_config
-from app.run.directory import RunDirectory, resolve_run
+from app.run.directory import resolve_run
 from app.run.errors import ConfigurationError, ExitCode
+from app.run.plan import weights_of
 
 USAGE = """usage: app {name} RUN [--checkpoint best|last] [options as for fit]
 
@@ -30,11 +29,15 @@ def run(name: str, words: list[str]) -> int:
         return int(ExitCode.DONE if words else ExitCode.CONFIGURATION)
     if words[0].startswith("-"):
         raise ConfigurationError(f"app {name}: the run comes first: app {name} RUN [options]")
-    directory, file = resolve_run(words[0])
+    directory, _ = resolve_run(words[0])
     which, rest = _which(words[1:])
-    checkpoint = file or choose(directory, which)
+    checkpoint = weights_of(words[0], which)
     launch = arguments.read(rest)
     files = [read_config(directory.config)]
+    if launch.resume or launch.init_from or launch.run_dir:
+        raise ConfigurationError(
+            f"app {name}: --resume, --init_from and --run_dir belong to app fit; leave them out"
+        )
     if launch.configs:
         raise ConfigurationError(
             f"--config: app {name} uses the configuration of the run; set single options instead"
@@ -64,18 +67,3 @@ def _which(words: list[str]) -> tuple[str, list[str]]:
         else:
             rest.append(word)
     return which, rest
-
-
-def choose(directory: RunDirectory, which: str) -> Path:
-    """The best checkpoint of a run, or its newest whole one.
-
-    Raises:
-        ConfigurationError: there is none.
-    """
-    best = list_checkpoints(directory.checkpoints, "best")
-    found = best[-1][1] if best and which == "best" else newest_verified(directory.checkpoints)
-    if found is None:
-        raise ConfigurationError(
-            f"{directory}: holds no whole checkpoint yet; let the run reach its first one"
-        )
-    return found

@@ -13,7 +13,7 @@ from app.run.configuration import ConfigFile, find_config, read_config, shipped_
 from app.run.directory import RunDirectory, experiment_folder, resolve_run
 from app.run.errors import ConfigurationError, IntegrityError
 from app.run.lock import RunLock
-from app.run.status import finished
+from app.run.status import finished, true_state
 
 #: how rank zero tells the ranks that it starts which run this is
 HANDOVER = "ARCHLAB_HANDOVER"
@@ -129,14 +129,20 @@ def _decide(plan: Plan, launch: Launch) -> None:
         _resume(plan, run, checkpoint, launch)
     elif launch.run_dir is not None:
         wanted = RunDirectory(launch.run_dir)
-        plan._made = [p for p in (wanted.checkpoints, wanted.figures) if not p.exists()] + _missing(wanted.path)
+        plan._made = [p for p in (wanted.checkpoints, wanted.figures) if not p.exists()] + _missing(
+            wanted.path
+        )
         plan.directory = wanted
         RunDirectory.open_new(launch.run_dir, REQUIRED_BYTES)
         plan.open()
 
 
-def weights_of(argument: str) -> Path:
-    """The checkpoint that a user means by a run directory (its best, else its last) or a file.
+def weights_of(argument: str, which: str = "best") -> Path:
+    """The checkpoint that a user means by a run directory or a file.
+
+    Args:
+        argument: a run directory, or one of its checkpoint files, which is then the answer.
+        which: ``best`` of a directory (the last one where there is no best yet) or ``last``.
 
     Raises:
         ConfigurationError: it is neither, or holds no checkpoint.
@@ -145,7 +151,7 @@ def weights_of(argument: str) -> Path:
     if file is not None:
         return file
     best = list_checkpoints(run.checkpoints, "best")
-    found = best[-1][1] if best else newest_verified(run.checkpoints)
+    found = best[-1][1] if best and which == "best" else newest_verified(run.checkpoints)
     if found is None:
         raise ConfigurationError(f"{argument}: holds no checkpoint yet; let the run reach its first one")
     return found
@@ -182,6 +188,7 @@ def _resume(plan: Plan, run: RunDirectory, checkpoint: Path | None, launch: Laun
     if checkpoint is None and max_steps is not None and finished(run, max_steps):
         plan.is_finished = True
         return
+    was_killed = true_state(run) == "killed"  # asked before the lock is ours
     plan.open()
     run.sweep()
     skipped: list[tuple[Path, str]] = []
@@ -196,6 +203,8 @@ def _resume(plan: Plan, run: RunDirectory, checkpoint: Path | None, launch: Laun
         plan.notes.append(f"{run} holds no checkpoint yet; it starts again from step 0")
     elif skipped:
         plan.notes.append(f"going on from {plan.checkpoint.name}, the newest one that is whole")
+    elif was_killed:
+        plan.notes.append("the launch before this one was killed")
 
 
 def _max_steps(files: list[ConfigFile], launch: Launch) -> int | None:

@@ -1,7 +1,10 @@
 """From configuration files and a command line to model, data and trainer."""
 
+import inspect
+import os
 import sys
-from collections.abc import Mapping, Sequence
+from argparse import ArgumentError
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,81 +12,21 @@ from jsonargparse import Namespace, set_loader, set_parsing_settings
 from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.plugins.environments import SLURMEnvironment
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from app.run import arguments
 from app.run.arguments import Launch
 from app.run.configuration import ConfigFile, strict_load
 from app.run.errors import ConfigurationError, DataError
-from app.training import config_problems
-from app.training.distributed import SupervisedDDPStrategy
+from app.training import config_problems, trainer_rules
 from app.training.language_model import LanguageModelModule
 from app.training.loops import install
 from app.training.quiet import quiet
 
 #: import paths that a configuration may name; everything else is refused before it is imported
-IMPORTABLE = (
-    "app",
-    "callbacks",
-    "datamodules",
-    *(
-        f"{prefix}{name}"
-        for prefixes, name in (
-            (
-                ("lightning.pytorch.callbacks.", "lightning.pytorch.callbacks.lr_monitor."),
-                "LearningRateMonitor",
-            ),
-            (
-                ("lightning.pytorch.callbacks.", "lightning.pytorch.callbacks.early_stopping."),
-                "EarlyStopping",
-            ),
-            (("lightning.pytorch.callbacks.", "lightning.pytorch.callbacks.timer."), "Timer"),
-            (
-                ("lightning.pytorch.callbacks.", "lightning.pytorch.callbacks.device_stats_monitor."),
-                "DeviceStatsMonitor",
-            ),
-        )
-        for prefix in prefixes
-    ),
-)
-
-TRAINER_DEFAULTS: dict[str, Any] = {
-    "accelerator": "auto",
-    "devices": 1,
-    "max_epochs": -1,
-    "val_check_interval": 250,
-    "check_val_every_n_epoch": None,
-    "log_every_n_steps": 10,
-    "num_sanity_val_steps": 0,
-    "use_distributed_sampler": False,
-    "enable_checkpointing": False,
-    "enable_model_summary": False,
-    "enable_progress_bar": True,
-    "enable_autolog_hparams": False,
-    "logger": False,
-}
-
-#: trainer arguments that contradict one endless stream of steps, with what to use instead
-REFUSED = {
-    "max_epochs": "training is one endless stream; trainer.max_steps is its only length",
-    "min_epochs": "training is one endless stream; trainer.max_steps is its only length",
-    "max_time": "trainer.max_steps is the only length; stop a run with a signal and go on with --resume",
-    "limit_train_batches": "trainer.max_steps is the only length",
-    "overfit_batches": "use data.init_args.repeat_windows to train on a few windows again and again",
-    "check_val_every_n_epoch": "there are no epochs; set trainer.val_check_interval in optimizer steps",
-    "num_sanity_val_steps": "a resumed run would draw other numbers; validate early with val_check_interval",
-    "use_distributed_sampler": "the data module divides every batch among the ranks itself",
-    "enable_checkpointing": "checkpoints are always kept; set checkpoint_every_n_steps",
-    "gradient_clip_val": "the module clips; set model.init_args.gradient_clip",
-    "gradient_clip_algorithm": "the module clips by global norm; set model.init_args.gradient_clip",
-    "reload_dataloaders_every_n_epochs": "there are no epochs",
-    "default_root_dir": "use --run_dir",
-    "logger": "metrics go to the run directory, for TensorBoard and as metrics.csv",
-    "enable_autolog_hparams": "the configuration is kept as config.yaml",
-    "enable_model_summary": "the parameters are printed at start",
-    "fast_dev_run": "use a small trainer.max_steps",
-    "barebones": "it switches off what a run keeps",
-}
+IMPORTABLE = ("app.training", "callbacks", "datamodules")
+#: values that stand for a whole section; their parts would escape the checks of single values
+SECTIONS = (("trainer",), ("model",), ("data",), ("model", "init_args"), ("data", "init_args"))
 
 
 class RunParser(LightningArgumentParser):
@@ -120,7 +63,7 @@ class RunCLI(LightningCLI):
             subclass_mode_data=True,
             save_config_callback=None,
             seed_everything_default=False,
-            trainer_defaults=TRAINER_DEFAULTS,
+            trainer_defaults=trainer_rules.TRAINER_DEFAULTS,
             parser_class=RunParser,
             parser_kwargs={
                 "allow_abbrev": False,
@@ -165,6 +108,7 @@ class RunCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parses; after a refusal, looks for everything that is wrong."""
         set_loader("yaml", strict_load, exceptions=_yaml_errors())
+        self._refuse_hidden_values()
         try:
             self.config = parser.parse_args(args)
         except ConfigurationError as error:
@@ -173,46 +117,72 @@ class RunCLI(LightningCLI):
         if problems:
             raise ConfigurationError(problems)
 
+    def located(self, key: str, message: str) -> str:
+        """A problem with the key and, where a file or the command line has set it, the place."""
+        origin = next((f" ({s.origin})" for s in self._given if s.key == key), "")
+        return f"{key}{origin}: {message}"
+
+    def _refuse_hidden_values(self) -> None:
+        """What would reach the parser unseen: sections read from another file, imports trusted by a file."""
+        found = [
+            f"{s.key} ({s.origin}): {s.value!r} stands for a whole section; write its values one by one, or as a file "
+            "behind --config"
+            for s in self._given
+            if (s.path in SECTIONS and isinstance(s.value, str))
+            or (s.path[-1] == "class_path" and str(s.value).endswith((".yaml", ".yml", ".json")))
+        ]
+        found += [
+            f"trust_imports ({file.where('trust_imports')}): a file cannot trust itself; write --trust_imports on the "
+            "command line"
+            for file in self.files
+            if file.data.get("trust_imports") is not None
+        ]
+        if found:
+            raise ConfigurationError(found)
+
     def _range_problems(self, config: Namespace) -> list[str]:
-        origins = {s.key: s.origin for s in self._given}
-
-        def located(key: str, message: str) -> str:
-            return f"{key} ({origins[key]}): {message}" if key in origins else f"{key}: {message}"
-
-        found = []
-        trainer = config.trainer
-        defaults = self.parser.get_defaults()["trainer"]
-        for name, remedy in REFUSED.items():
-            if f"trainer.{name}" in origins and trainer[name] != defaults[name]:
-                found.append(located(f"trainer.{name}", f"{trainer[name]!r} is not used here; {remedy}"))
-        for key, value, low in (
-            ("trainer.max_steps", trainer.max_steps, 1),
-            ("trainer.log_every_n_steps", trainer.log_every_n_steps, 1),
-            ("trainer.accumulate_grad_batches", trainer.accumulate_grad_batches, 1),
-            ("checkpoint_every_n_steps", config.checkpoint_every_n_steps, 1),
-            ("seed", config.seed, 0),
-        ):
-            if value < low:
-                found.append(located(key, f"{value} is out of range; it must be {low} or more"))
-        interval = trainer.val_check_interval
-        if not isinstance(interval, int) or interval < 1:
-            found.append(
-                located(
-                    "trainer.val_check_interval",
-                    f"{interval!r} must be a whole number of optimizer steps, >= 1",
-                )
-            )
-        if trainer.precision in ("16-mixed", "16", 16, "16-true"):
-            found.append(
-                located("trainer.precision", f"{trainer.precision!r} has too small a range; use bf16-mixed")
-            )
+        located = self.located
+        for section in ("trainer", "model", "data"):
+            if not isinstance(config[section], Namespace):
+                return [
+                    located(section, f"{config[section]!r} is no section; write `key: value` lines below it")
+                ]
+        found = [
+            located(f"trainer.{name}", message)
+            for name, message in trainer_rules.problems(config.trainer, self.parser.get_defaults()["trainer"])
+        ]
+        for key, low in (("checkpoint_every_n_steps", 1), ("seed", 0)):
+            if config[key] < low:
+                found.append(located(key, f"{config[key]} is out of range; it must be {low} or more"))
         for section in ("model", "data"):
             chosen = config[section]
             class_type = _imported(chosen.class_path)
             arguments = {k: v for k, v in chosen.init_args.as_dict().items() if v is not None}
             for problem in class_type.problems(**arguments):
                 name, _, text = problem.partition(": ")
+                if (section, name) == ("data", "seed"):
+                    continue  # the run's own seed, which has been looked at
                 found.append(located(f"{section}.init_args.{name}", text))
+        return found
+
+    def notes(self) -> list[str]:
+        """Settings that have no effect beside the others, and what a person should know of the rest."""
+        section = self.config["model"]
+        arguments = section.init_args.as_dict()
+        given = {str(s.path[-1]) for s in self._given if s.path[:2] == ("model", "init_args")}
+        found = [
+            self.located(f"model.init_args.{name}", f"has no effect {reason}")
+            for name, reason in _imported(section.class_path).without_effect(**arguments)
+            if name in given
+            and arguments[name] != inspect.signature(_owner(section, name)).parameters[name].default
+        ]
+        limit = self.config["trainer"]["limit_val_batches"]
+        if limit not in (None, 1.0):
+            found.append(
+                self.located(
+                    "trainer.limit_val_batches", f"{limit}: validation sees a part of its split only"
+                )
+            )
         return found
 
     def _set_seed(self) -> None:
@@ -294,31 +264,24 @@ class RunCLI(LightningCLI):
         configured = self.config["trainer"].as_dict()
         if not with_watchers:
             configured |= {"callbacks": None, "enable_progress_bar": False}
-        arguments = parser.instantiate(parser.parse_object({"trainer": configured}))["trainer"].as_dict()
-        watchers = arguments.pop("callbacks") or []
-        own = [watchers] if isinstance(watchers, Callback) else list(watchers)
-        arguments["plugins"] = [*plugins, *self._environment()]
-        if arguments["strategy"] == "ddp" or (arguments["strategy"] == "auto" and is_distributed(arguments)):
-            arguments["strategy"] = SupervisedDDPStrategy()
         quiet()
-        trainer = Trainer(
-            **arguments | {"callbacks": [*own, *callbacks], "logger": loggers, "default_root_dir": root}
-        )
+        try:
+            arguments = parser.instantiate(parser.parse_object({"trainer": configured}))["trainer"].as_dict()
+            watchers = arguments.pop("callbacks") or []
+            own = [watchers] if isinstance(watchers, Callback) else list(watchers)
+            arguments |= {
+                "callbacks": [*own, *callbacks],
+                "plugins": [*plugins, *trainer_rules.environment()],
+                "strategy": trainer_rules.strategy(arguments),
+                "logger": loggers,
+                "default_root_dir": root,
+            }
+            trainer = Trainer(**arguments)
+        except (MisconfigurationException, ArgumentError, ValueError, TypeError, RuntimeError) as error:
+            reasons = [line.strip() for line in str(error.__cause__ or error).splitlines() if line.strip()]
+            raise ConfigurationError(f"trainer: {reasons[0] if reasons else type(error).__name__}") from error
         install(trainer)
         return trainer
-
-    @staticmethod
-    def _environment() -> list[Any]:
-        """Under SLURM: no requeue by the framework, whose own checkpoint would be loaded by itself."""
-        return [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
-
-
-def is_distributed(trainer_arguments: Mapping[str, Any]) -> bool:
-    """Whether these trainer arguments ask for more than one process."""
-    devices = trainer_arguments["devices"]
-    if trainer_arguments["num_nodes"] > 1:
-        return True
-    return (isinstance(devices, int) and devices > 1) or (isinstance(devices, list) and len(devices) > 1)
 
 
 def allow_imports(trusted: Sequence[str]) -> None:
@@ -329,8 +292,9 @@ def allow_imports(trusted: Sequence[str]) -> None:
         config_read_mode_fsspec_enabled=False,
         config_read_mode_urls_enabled=False,
     )
-    if trusted and "" not in sys.path:
-        sys.path.insert(0, "")
+    # The folder by name: the parser goes into that of each file while it reads it.
+    if trusted and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
 
 
 def describe_network(network: Any) -> str:
@@ -351,6 +315,14 @@ def _imported(class_path: str) -> Any:
     """A class whose path the parser has accepted and imported."""
     module, _, name = class_path.rpartition(".")
     return getattr(sys.modules[module], name)
+
+
+def _owner(section: Namespace, name: str) -> Any:
+    """The constructor, along the bases of a section's class, that names this argument."""
+    for base in _imported(section.class_path).__mro__:
+        if name in inspect.signature(base.__init__).parameters:
+            return base.__init__
+    raise AssertionError(f"{section.class_path} takes no {name}")
 
 
 def _linked(data: Any) -> Any:

@@ -62,7 +62,8 @@ def settings(files: Sequence[ConfigFile], launch: Launch) -> list[Setting]:
         keys: tuple[str | int, ...] = tuple(name.removeprefix("--").split("."))
         if keys in (("model",), ("data",)) and isinstance(value, str):
             keys = (*keys, "class_path")
-        found[keys] = Setting(keys, value, "command line")
+        for path, leaf in _leaves(value, keys):
+            found[path] = Setting(path, leaf, "command line")
     return list(found.values())
 
 
@@ -93,9 +94,16 @@ def find(
             problems.append(_message(chosen[-1], complaint, parser, given))
         else:
             skeleton |= attempt
+    sections = {action.dest.split(".")[0] for action in parser._actions}
+    for section in dict.fromkeys(str(s.path[0]) for s in given):
+        if section not in sections:
+            place = next(
+                (file.where(section) for file in reversed(files) if section in file.data), "command line"
+            )
+            problems.append(f"{section} ({place}): there is no such key{_hint(section, section, sections)}")
     for setting in given:
         section = str(setting.path[0])
-        if setting.path in (("model", "class_path"), ("data", "class_path")):
+        if section not in sections or setting.path in (("model", "class_path"), ("data", "class_path")):
             continue
         if section in ("model", "data") and section not in skeleton:
             continue
@@ -168,7 +176,7 @@ _SIGNS = (
     re.compile(r"Importing '([^']+)' is not allowed"),
     re.compile(r"[Oo]ption '([^']+)'"),
     re.compile(r"Expected a (.+)\. Got value: (.*)"),
-    re.compile(r"module '[^']*' has no attribute '[^']*'"),
+    re.compile(r"module '([^']*)' has no attribute '([^']*)'"),
     re.compile(r"Import path (\S+) does not correspond to a subclass of (\w+)"),
     re.compile(r"No module named '[^']*'"),
 )
@@ -183,13 +191,15 @@ def _message(setting: Setting, complaint: str, parser: ArgumentParser, given: li
                 continue
             if number == 0:
                 return (
-                    f"{where}: {match[1]!r} may not be imported; class paths must lie in app, callbacks, datamodules "
-                    "or be named Lightning classes; your own need --trust_imports PREFIX"
+                    f"{where}: {match[1]!r} may not be imported; class paths must lie in app.training, callbacks or "
+                    "datamodules; your own need --trust_imports PREFIX"
                 )
             if number == 1:
                 return f"{where}: there is no such key{_suggestion(setting, parser, given)}"
             if number == 2:
                 return f"{where}: {setting.value!r} is not {_type_name(match[1])}"
+            if number == 3:
+                return f"{where}: there is no {match[2]} in {match[1]}{_class_hint(match[1], match[2])}"
             if number == 4:
                 return f"{where}: {match[1]} is no {match[2]}"
             return f"{where}: {line.strip()}"
@@ -197,9 +207,6 @@ def _message(setting: Setting, complaint: str, parser: ArgumentParser, given: li
 
 
 def _suggestion(setting: Setting, parser: ArgumentParser, given: list[Setting]) -> str:
-    name = str(setting.path[-1])
-    if setting.key in REMEDIES:
-        return f"; {REMEDIES[setting.key]}"
     candidates: set[str] = set()
     if "init_args" in setting.path:
         owner = setting.path[: setting.path.index("init_args")]
@@ -213,6 +220,12 @@ def _suggestion(setting: Setting, parser: ArgumentParser, given: list[Setting]) 
             for d in destinations
             if d.startswith(f"{prefix}." if prefix else "")
         }
+    return _hint(setting.key, str(setting.path[-1]), candidates)
+
+
+def _hint(key: str, name: str, candidates: set[str]) -> str:
+    if key in REMEDIES:
+        return f"; {REMEDIES[key]}"
     meant = nearest(name, candidates)
     return (
         f"; did you mean {meant!r}?"
@@ -221,6 +234,12 @@ def _suggestion(setting: Setting, parser: ArgumentParser, given: list[Setting]) 
         if candidates
         else ""
     )
+
+
+def _class_hint(module: str, name: str) -> str:
+    classes = {key for key, value in vars(sys.modules[module]).items() if inspect.isclass(value)}
+    meant = nearest(name, classes)
+    return f"; did you mean {meant!r}?" if meant else ""
 
 
 def _class_of(owner: tuple[str | int, ...], given: list[Setting]) -> type | None:
@@ -246,4 +265,5 @@ def _type_name(text: str) -> str:
 
 def _plain(text: str) -> str:
     """A parser's message on one line."""
-    return "; ".join(line.strip() for line in text.splitlines() if line.strip())
+    line = "; ".join(part.strip() for part in text.splitlines() if part.strip())
+    return re.sub(r'^Parser key "([^"]+)":;? ?', r"\1: ", line)

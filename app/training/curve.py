@@ -27,6 +27,14 @@ class TrainingCurve(Callback):
         self.last: dict[str, float] = {}
         self._losses: list[torch.Tensor] = []
 
+    def state_dict(self) -> dict[str, Any]:
+        """The last logged values: a run that is resumed after its last step still has figures to report."""
+        return {"last": dict(self.last)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes them back."""
+        self.last = dict(state_dict["last"])
+
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
         """Adds the micro-batch; logs after the step's last one, with a single transfer."""
         record = outputs["record"]

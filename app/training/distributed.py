@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from app.run.errors import ExitCode
+from app.run.errors import AppError, ExitCode, RankLostError
 
 # The argument was renamed in torch 2.13.
 _NO_BUFFER_SYNC = (
@@ -69,34 +69,79 @@ class SupervisedDDPStrategy(DDPStrategy):
             self._rdzv_store = None
 
 
+#: process id of the launching process, in the environment of the ranks that it starts
+LAUNCHER = "ARCHLAB_LAUNCHER"
+OnLost = Callable[[int, int], None]
+
+
 class SupervisedLauncher(_SubprocessScriptLauncher):
     """Starts the other ranks and watches them, in place of an observer that kills on any non-zero exit."""
 
     #: told the local rank and exit code of a lost process, before this one ends
-    on_lost: Callable[[int, int], None] | None = None
+    on_lost: OnLost | None = None
 
     def launch(self, function: Callable, *args: Any, trainer: Any = None, **kwargs: Any) -> Any:
-        """Starts the ranks, watches them, and runs the function as rank zero."""
+        """Starts the ranks, watches them, and runs the function as rank zero.
+
+        Raises:
+            RankLostError: the function failed because another rank had ended.
+        """
         self.cluster_environment.validate_settings(num_devices=self.num_processes, num_nodes=self.num_nodes)
+        os.environ[LAUNCHER] = str(os.getpid())
         self._call_children_scripts()
         watch = RankWatch(self.procs, self.on_lost)
         watch.start()
         try:
-            return function(*args, **kwargs)
-        except BaseException:
+            result = function(*args, **kwargs)
+        except BaseException as error:
             watch.cancel()
+            is_broken = is_broken_connection(error)
+            # The others leave by themselves after an agreed stop, and a lost one has an exit code to wait for.
+            self._wait_for_children(3.0 if is_broken or isinstance(error, AppError | SystemExit) else 0.0)
+            lost = lost_rank(self.procs) if is_broken else None
             self.end_children()
+            if lost is not None:
+                raise RankLostError(lost_message(*lost)) from error
             raise
+        watch.cancel()
+        self._wait_for_children(10.0)
+        self.end_children()
+        return result
 
-    def end_children(self, patience_seconds: float = 5.0) -> None:
-        """Waits for the other ranks to leave by themselves, then asks, then insists."""
-        for step in (None, signal.SIGTERM, signal.SIGKILL):
+    def end_children(self, patience_seconds: float = 1.0) -> None:
+        """Asks the ranks that still run to leave, then insists."""
+        for signum in (signal.SIGTERM, signal.SIGKILL):
             for process in self.procs:
-                if step is not None and process.poll() is None:
-                    process.send_signal(step)
-            deadline = time.monotonic() + patience_seconds
-            while time.monotonic() < deadline and any(p.poll() is None for p in self.procs):
-                time.sleep(0.05)
+                if process.poll() is None:
+                    process.send_signal(signum)
+            self._wait_for_children(patience_seconds)
+
+    def _wait_for_children(self, patience_seconds: float) -> None:
+        deadline = time.monotonic() + patience_seconds
+        while time.monotonic() < deadline and any(p.poll() is None for p in self.procs):
+            time.sleep(0.02)
+
+
+def lost_rank(processes: Sequence[subprocess.Popen]) -> tuple[int, int] | None:
+    """Local rank and exit code of the first process that ended badly; the processes start with rank 1."""
+    codes = (process.poll() for process in processes)
+    return next(((rank, code) for rank, code in enumerate(codes, start=1) if code), None)
+
+
+def lost_message(rank: int, code: int) -> str:
+    """What a person is told about a lost rank."""
+    cause = f"signal {-code}" if code < 0 else f"exit code {code}"
+    return (
+        f"rank {rank} was lost ({cause}); its message, if it left one, stands above. "
+        "Remedy: start the same command again with --resume auto."
+    )
+
+
+def is_broken_connection(error: BaseException) -> bool:
+    """Whether an exception is what a collective raises when another rank is gone."""
+    return isinstance(error, torch.distributed.DistError) or (
+        isinstance(error, RuntimeError) and any(sign in str(error) for sign in ("gloo", "NCCL"))
+    )
 
 
 class RankWatch(threading.Thread):
@@ -107,7 +152,7 @@ class RankWatch(threading.Thread):
         on_lost: told which rank ended and how.
     """
 
-    def __init__(self, processes: list[subprocess.Popen], on_lost: Callable[[int, int], None] | None):
+    def __init__(self, processes: Sequence[subprocess.Popen], on_lost: OnLost | None):
         super().__init__(daemon=True, name="rank-watch")
         self.processes = processes
         self.on_lost = on_lost
@@ -120,24 +165,38 @@ class RankWatch(threading.Thread):
     def run(self) -> None:
         """Looks twice a second."""
         while not self._cancelled.wait(0.5):
-            codes = [process.poll() for process in self.processes]
-            if all(code == 0 for code in codes):
-                return
-            lost = next(((rank, code) for rank, code in enumerate(codes, start=1) if code), None)
+            lost = lost_rank(self.processes)
             # An exception of this rank may be what brought the other down: let it speak first.
             if lost is None or self._cancelled.wait(2.0):
                 continue
             for process in self.processes:
                 if process.poll() is None:
                     process.kill()
-            rank, code = lost
             if self.on_lost is not None:
-                self.on_lost(rank, code)
-            cause = f"signal {-code}" if code < 0 else f"exit code {code}"
-            print(
-                f"error: rank {rank} was lost ({cause}); its message, if it left one, stands above. "
-                "Remedy: start the same command again with --resume auto.",
-                file=sys.stderr,
-                flush=True,
-            )
+                self.on_lost(*lost)
+            print(f"error: {lost_message(*lost)}", file=sys.stderr, flush=True)
             os._exit(ExitCode.RANK_LOST)
+
+
+class ParentWatch(threading.Thread):
+    """Ends this rank when the process that started it is gone; nobody else would.
+
+    Args:
+        parent: process id of that process.
+    """
+
+    def __init__(self, parent: int):
+        super().__init__(daemon=True, name="parent-watch")
+        self.parent = parent
+
+    @classmethod
+    def of_this_rank(cls) -> "ParentWatch":
+        """Watches our launcher, also where it has ended before this is called; else whoever is the parent."""
+        return cls(int(os.environ.get(LAUNCHER) or os.getppid()))
+
+    def run(self) -> None:
+        """Looks twice a second."""
+        while os.getppid() == self.parent:
+            time.sleep(0.5)
+        print("error: the launching process is gone; this rank ends too", file=sys.stderr, flush=True)
+        os._exit(ExitCode.RANK_LOST)

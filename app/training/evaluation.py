@@ -19,7 +19,7 @@ def evaluate(cli: RunCLI, checkpoint: Path, name: Literal["validate", "test"] | 
         name: ``validate`` or ``test``.
 
     Raises:
-        ConfigurationError: the text is not the one that the run was trained on, or the network is another.
+        ConfigurationError: the text has other symbols than the run's, or the network is another.
         IntegrityError: the checkpoint is damaged.
     """
     quiet()
@@ -30,6 +30,8 @@ def evaluate(cli: RunCLI, checkpoint: Path, name: Literal["validate", "test"] | 
         raise ConfigurationError(
             f"data: the tokenizer {data.tokenizer.hash} is not the run's {trained_on}; restore the text"
         )
+    if data.fingerprint != content[STATE_KEY]["data"]:
+        print("note     this is another text than the run was trained on")
     seed_initialisation(cli.config["seed"])
     model = cli.build_model(data)
     try:
@@ -38,6 +40,8 @@ def evaluate(cli: RunCLI, checkpoint: Path, name: Literal["validate", "test"] | 
         raise ConfigurationError(
             f"{checkpoint}: does not fit this network: {str(error).splitlines()[-1].strip()}"
         ) from error
+    # Every token counts here, also where the run looked at fewer to save time.
+    cli.config["trainer"]["limit_val_batches"] = cli.config["trainer"]["limit_test_batches"] = 1.0
     trainer = cli.build_trainer([], [], [], checkpoint.parent.parent, with_watchers=False)
     loop: Any = trainer.validate if name == "validate" else trainer.test
     loop(model, datamodule=data, verbose=False)

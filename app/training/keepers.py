@@ -7,7 +7,8 @@ from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from app.run import checkpoint as checkpoint_file
-from app.run.errors import IntegrityError
+from app.run.errors import IntegrityError, StorageError
+from app.run.lock import RunLock
 from app.training import loops
 from app.training.language_model import LanguageModelModule
 
@@ -57,26 +58,37 @@ class RunState(Callback):
 
     Args:
         fingerprint: what a checkpoint must agree with to be resumed: seed, data and tokenizer hashes.
+        lock: the run directory's; None on ranks that hold none.
     """
 
-    def __init__(self, fingerprint: dict[str, Any]):
+    def __init__(self, fingerprint: dict[str, Any], lock: RunLock | None = None):
         self.fingerprint = fingerprint
+        self.lock = lock
         self.validation_pending = False
         self.resumed_step: int | None = None
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Adds step, network description and fingerprint; drops the loops' bookkeeping."""
+        """Adds step, network description and fingerprint; drops the loops' bookkeeping.
+
+        Raises:
+            StorageError: another process has taken the run over, while this one was suspended.
+        """
         assert isinstance(pl_module, LanguageModelModule)
+        if self.lock is not None and self.lock.lost:
+            raise StorageError(
+                f"{self.lock.directory} was taken over by another process; this one ends unsaved"
+            )
         del checkpoint["loops"]
-        checkpoint["epoch"] = (
-            0  # there is but one; whether the framework counts it as over depends on the launch
-        )
+        # There is but one; whether the framework counts it as over depends on the launch.
+        checkpoint["epoch"] = 0
         checkpoint[STATE_KEY] = {
             "step": trainer.global_step,
             "validation_pending": self.validation_pending,
+            "last_validation": dict(pl_module.last_validation),
             "network": pl_module.network.description(),
+            "optimizer": pl_module.optimizer_name,
             **self.fingerprint,
         }
 
@@ -84,7 +96,9 @@ class RunState(Callback):
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Places the loops at the checkpoint's step."""
+        assert isinstance(pl_module, LanguageModelModule)
         state = checkpoint[STATE_KEY]
+        pl_module.last_validation = dict(state["last_validation"])
         self.validation_pending = state["validation_pending"]
         self.resumed_step = state["step"]
         checkpoint["loops"] = {"fit_loop": loops.position(trainer, state["step"])}

@@ -103,6 +103,20 @@ class LanguageModelModule(LightningModule):
                 check(name, above and below, rule)
         return found
 
+    @classmethod
+    def without_effect(cls, **arguments: Any) -> list[tuple[str, str]]:
+        """Name and reason of every argument that does nothing beside the others."""
+        found = []
+        if arguments.get("schedule", "wsd") != "wsd":
+            found.append(("decay_fraction", f"with schedule: {arguments['schedule']}"))
+        if arguments.get("schedule") == "constant":
+            found.append(("final_learning_rate_ratio", "with schedule: constant"))
+        if arguments.get("nonfinite", "skip") != "skip":
+            found.append(("max_skips", "without nonfinite: skip"))
+        if arguments.get("optimizer", "adamw") != "adamw":
+            found.append(("beta2", f"with optimizer: {arguments['optimizer']}"))
+        return found
+
     # -- training ---------------------------------------------------------------------------------------
 
     def forward(self, idx: Tensor, targets: Tensor | None = None) -> LanguageModelOutput:
@@ -166,7 +180,11 @@ class LanguageModelModule(LightningModule):
             if group["params"]
         ]
         if self.optimizer_name == "sgd":
-            return torch.optim.SGD(groups, lr=self.learning_rate, momentum=self.beta1, fused=True)
+            sgd = torch.optim.SGD(groups, lr=self.learning_rate, momentum=self.beta1, fused=True)
+            for parameter in (p for group in sgd.param_groups for p in group["params"]):
+                # The fused step leaves a buffer that it creates itself unset when the gate is shut.
+                sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+            return sgd
         return torch.optim.AdamW(groups, lr=self.learning_rate, betas=(self.beta1, self.beta2), fused=True)
 
     def on_train_start(self) -> None:
@@ -325,6 +343,8 @@ def network_problems(network_class: type[LanguageModel], arguments: Mapping[str,
     try:
         with torch.device("meta"):
             network_class(**{name: value for name, value in given.items() if name in accepted})
+    except RuntimeError as error:
+        return [f"d_model: the network cannot be laid out: {str(error).splitlines()[0]}"]
     except ValueError as error:
         return [line.replace(" = ", ": ", 1) if " = " in line else line for line in str(error).splitlines()]
     return []

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from app.run.errors import NonFiniteError
 from app.run.randomness import rekey
 
-
 GATE_KEY = "nonfinite"
 COUNTS = ("first", "skipped", "in_a_row")
 
@@ -103,7 +102,9 @@ class NonFiniteStop(Callback):
         gate: Any = pl_module.gate
         checkpoint[GATE_KEY] = dict(zip(COUNTS, gate.read(), strict=True))
 
-    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
         """Takes the counts back; to a run that now stops at the first bad step, those left out mean nothing."""
         gate: Any = pl_module.gate
         if gate.mode == "skip":

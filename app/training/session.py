@@ -10,6 +10,7 @@ from lightning.pytorch import Callback, Trainer
 from app import __version__
 from app.run import manifest
 from app.run.atomic import write_text
+from app.run.checkpoint import resume_name
 from app.run.configuration import strict_load
 from app.run.errors import ConfigurationError, ExitCode
 from app.run.plan import Plan
@@ -60,6 +61,7 @@ class Session:
         self.model: LanguageModelModule | None = None
         self.summary: RunSummary | None = None
         self.changes: list[str] = []
+        self.is_recorded = False
 
     @property
     def step(self) -> int:
@@ -67,6 +69,11 @@ class Session:
         if self.trainer is not None and self.trainer.global_step:
             return int(self.trainer.global_step)
         return int(self.resumed[STATE_KEY]["step"]) if self.resumed else 0
+
+    @property
+    def is_incomplete(self) -> bool:
+        """Whether training ended before its last step without having been told to by a signal."""
+        return self.trainer is not None and self.trainer.global_step < self.trainer.max_steps
 
     def prepare(self) -> None:
         """Reads the checkpoint, builds model and trainer, checks that they fit, records the launch."""
@@ -76,6 +83,7 @@ class Session:
         self.model = self.cli.build_model(self.data)
         if self.resumed is not None:
             self._check_same_run(self.resumed[STATE_KEY])
+            self._keep_resumable(self.launched.checkpoint, self.resumed)
         elif self.launched.weights is not None:
             self._take_weights(self.launched.weights)
         self._build_trainer()
@@ -102,7 +110,7 @@ class Session:
         return {"seed": self.seed, "block_size": self.data.block_size, "data": self.data.fingerprint}
 
     def _build_trainer(self) -> None:
-        state = RunState(self.fingerprint)
+        state = RunState(self.fingerprint, self.launched.lock)
         curve = TrainingCurve()
         best = BestKeeper(self.directory.checkpoints, state)
         rolling = RollingKeeper(
@@ -130,7 +138,12 @@ class Session:
             RunFilesLogger(self.directory.path, step, columns=COLUMNS),
         ]
         self.trainer = self.cli.build_trainer(callbacks, [self.files], loggers, self.directory.path)
-        self.data.check_placement(self.trainer.world_size, self.trainer.accumulate_grad_batches)
+        try:
+            self.data.check_placement(self.trainer.world_size, self.trainer.accumulate_grad_batches)
+        except ConfigurationError as error:
+            named = (problem.partition(": ") for problem in error.problems)
+            problems = [self.cli.located(f"data.init_args.{name}", text) for name, _, text in named]
+            raise ConfigurationError(problems) from error
         launcher = self.trainer.strategy.launcher
         if isinstance(launcher, SupervisedLauncher):
             launcher.on_lost = self._lost
@@ -157,6 +170,11 @@ class Session:
             problems.append(
                 f"model: {ours['class_path']}, but the run has {theirs['class_path']}; start a new run"
             )
+        if self.model.optimizer_name != state["optimizer"]:
+            problems.append(
+                f"model.init_args.optimizer: {self.model.optimizer_name!r}, but the run has {state['optimizer']!r}, "
+                "whose moments it cannot use; begin with --init_from"
+            )
         if self.seed != state["seed"]:
             problems.append(
                 f"seed: {self.seed}, but the run has {state['seed']}; a resumed run keeps its seed"
@@ -169,6 +187,13 @@ class Session:
                 )
         if problems:
             raise ConfigurationError(problems)
+
+    def _keep_resumable(self, checkpoint: Path | None, content: dict[str, Any]) -> None:
+        """A best checkpoint that is gone on from stays resumable when later ones are given up."""
+        assert checkpoint is not None
+        name = resume_name(content[STATE_KEY]["step"])
+        if self.launched.is_launcher and checkpoint.name != name:
+            self.files.save_checkpoint(content, self.directory.checkpoints / name)
 
     def _take_weights(self, path: Path) -> None:
         assert self.model is not None
@@ -212,6 +237,8 @@ class Session:
         manifest.record_launch(
             self.directory, manifest.collect(["app", "fit", *self.words], seed=self.seed, extra=extra)
         )
+        write_status(self.directory.status, "starting", self.step)
+        self.is_recorded = True
 
     # -- reporting --------------------------------------------------------------------------------------
 
@@ -221,7 +248,7 @@ class Session:
         if not self.launched.is_launcher:
             return
         trainer, data = self.trainer, self.data
-        for note in self.launched.notes:
+        for note in [*self.launched.notes, *self.cli.notes()]:
             print(f"note     {note}")
         for change in self.changes:
             print(f"changed  {change}")
@@ -255,11 +282,12 @@ class Session:
                 line += f"; an add-one bigram has {figures['baseline/bigram_loss']:.4f} nats"
             print(line)
         if figures["samples/known_word_share"] is not None:
+            share, n_words = figures["samples/known_word_share"], figures["samples/n_words"]
             print(
-                f"samples  {figures['samples/known_word_share']:.0%} of {figures['samples/n_words']} generated words of "
-                "four letters and more occur in the text"
+                f"samples  {share:.0%} of {n_words} generated words of four letters and more occur in the text"
             )
-        print(f"picture  {self.directory.figures / 'learning_curve.png'}")
+        if (picture := self.directory.figures / "learning_curve.png").exists():
+            print(f"picture  {picture}")
         print(f"next     app validate {self.directory}\n         app generate {self.directory}", flush=True)
         print(f"         tensorboard --logdir {self.directory} --host 127.0.0.1", flush=True)
 

@@ -18,14 +18,14 @@ class RunSummary(Callback):
 
     Two yardsticks stand beside the losses, so that a figure means something on a text nobody has seen: the
     loss of an add-one bigram counted on the training split, and the share of generated words that the text
-    really contains.
+    really contains. The words are those of continuations of evenly spaced places of the validation split.
 
     Args:
         directory: the run's.
         curve: where the last training objective stands.
         best: where the best validation stands.
-        n_samples: texts to generate, at temperature ``temperature`` and seed 0.
-        n_tokens: length of each.
+        n_samples: texts to generate, with seed 0.
+        n_tokens: length of each, after a prompt of half a window.
         temperature: of the samples.
     """
 
@@ -34,7 +34,7 @@ class RunSummary(Callback):
         directory: RunDirectory,
         curve: TrainingCurve,
         best: BestKeeper,
-        n_samples: int = 8,
+        n_samples: int = 16,
         n_tokens: int = 200,
         temperature: float = 0.7,
     ):
@@ -61,7 +61,10 @@ class RunSummary(Callback):
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         steps = trainer.global_step - self._first_step
         texts = pl_module.generate_texts(
-            [""] * self.n_samples, max_new_tokens=self.n_tokens, temperature=self.temperature, seed=0
+            data.validation_prompts(self.n_samples, data.block_size // 2),
+            max_new_tokens=self.n_tokens,
+            temperature=self.temperature,
+            seed=0,
         )
         words = data.known_words(texts)
         self.figures = {
@@ -70,8 +73,8 @@ class RunSummary(Callback):
             "parameters": sum(p.numel() for p in pl_module.network.parameters()),
             **{key: self.curve.last[key] for key in ("train/loss", "train/bpb") if key in self.curve.last},
             **pl_module.last_validation,
-            "best/val_loss": self.best.best_loss,
-            "best/step": self.best.best_step,
+            "best/val_loss": self.best.best_loss if self.best.best_step else None,
+            "best/step": self.best.best_step or None,
             "baseline/bigram_loss": data.bigram_loss(),
             "samples/known_word_share": words.share,
             "samples/n_words": words.n_words,

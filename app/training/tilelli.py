@@ -64,3 +64,13 @@ class TilelliModule(LanguageModelModule):
     def problems(cls, **arguments: Any) -> list[str]:
         """Range rules of the network and of the training arguments."""
         return network_problems(TilelliLM, arguments) + super().problems(**arguments)
+
+    @classmethod
+    def without_effect(cls, **arguments: Any) -> list[tuple[str, str]]:
+        """Also what belongs to pathways or banks that are not there."""
+        found = super().without_effect(**arguments)
+        if arguments["pathways"] == 3:
+            found += [(name, "with pathways: 3") for name in ("wide_kernel_size", "dense_expand")]
+        if arguments["n_banks"] == 1:
+            found.append(("aux_weight", "with a single bank, which needs no balance"))
+        return found

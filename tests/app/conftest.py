@@ -56,7 +56,13 @@ def reference(application: Application, tmp_path_factory: pytest.TempPathFactory
         baseline=folder / "baseline",
         baseline_config=tiny.write(
             folder / "baseline.yaml",
-            tiny.gpt(text, trainer__max_steps=20, trainer__val_check_interval=10, checkpoint_every_n_steps=5),
+            tiny.gpt(
+                text,
+                checkpoint_every_n_steps=5,
+                trainer__max_steps=20,
+                trainer__val_check_interval=10,
+                trainer__limit_val_batches=1.0,
+            ),
         ),
     )
     killed = application.start(

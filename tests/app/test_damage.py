@@ -110,7 +110,8 @@ def test_a_foreign_file_runs_nothing(application: Application, reference: Refere
 def test_left_over_files_are_swept(application: Application, reference: Reference, tmp_path: Path) -> None:
     run = runs.copied(reference.broken, tmp_path / "run")
     killed = application.go_on(
-        run, prelude=faults.replaced("app.run.checkpoint.sync_directory", "None") + faults.kill_at("saved", 40)
+        run,
+        prelude=faults.replaced("app.run.checkpoint.sync_directory", "None") + faults.kill_at("saved", 40),
     )
     assert killed.code != 0
     for name in (".resume-000040.ckpt.4711.tmp", "resume-000038.ckpt.sha256"):

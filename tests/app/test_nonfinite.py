@@ -44,7 +44,9 @@ FAULTS = {
     ),
     "the loss": (
         dict(
-            module="app.models.gpt", owner="GPT", fault="return output._replace(loss=output.loss + float('inf'))"
+            module="app.models.gpt",
+            owner="GPT",
+            fault="return output._replace(loss=output.loss + float('inf'))",
         ),
         "first module with a non-finite output: the network (GPT), input range tokens",
     ),
@@ -64,9 +66,18 @@ def prelude(fault: dict[str, str], *steps: int) -> str:
     return _PATCH.format(steps=steps, **fault)
 
 
-def trained(application: Application, reference: Reference, run: Path, *options: object, prelude: str) -> Ended:
+def trained(
+    application: Application, reference: Reference, run: Path, *options: object, prelude: str
+) -> Ended:
     return application.run(
-        "fit", "--config", reference.baseline_config, "--run_dir", run, *options, cwd=run.parent, prelude=prelude
+        "fit",
+        "--config",
+        reference.baseline_config,
+        "--run_dir",
+        run,
+        *options,
+        cwd=run.parent,
+        prelude=prelude,
     )
 
 
@@ -86,7 +97,9 @@ def test_no_update_is_made_from_a_bad_step(
     assert runs.status(tmp_path / "run")["exit_code"] == 3
     assert runs.saved_steps(tmp_path / "run") == [5]
     # The same weights and moments as those of a run that ended before the step.
-    looks = faults.at("step", "torch.save([self.state_dict(), self.optimizers().state_dict()['state']], 'clean.pt')", 7)
+    looks = faults.at(
+        "step", "torch.save([self.state_dict(), self.optimizers().state_dict()['state']], 'clean.pt')", 7
+    )
     clean = trained(application, reference, tmp_path / "clean", "--trainer.max_steps", 20, prelude=looks)
     assert clean.code == 0, clean
     ours, theirs = (torch.load(tmp_path / name, weights_only=True) for name in ("weights.pt", "clean.pt"))
@@ -109,7 +122,9 @@ def test_a_run_goes_on_from_the_last_good_checkpoint(
     fault, _ = FAULTS["the loss"]
     run = tmp_path / "run"
     # Step 15 is a bad one and due to be saved, but no checkpoint is made from a state behind a shut gate.
-    ended = trained(application, reference, run, "--trainer.log_every_n_steps", 50, prelude=prelude(fault, 12))
+    ended = trained(
+        application, reference, run, "--trainer.log_every_n_steps", 50, prelude=prelude(fault, 12)
+    )
     assert ended.code == 3, ended
     assert "at step 12 (" in ended.err
     assert runs.saved_steps(run) == [5, 10]
@@ -118,7 +133,9 @@ def test_a_run_goes_on_from_the_last_good_checkpoint(
     assert not runs.differences(runs.last_checkpoint(run), runs.last_checkpoint(reference.baseline))
 
 
-def test_bad_steps_are_left_out_on_request(application: Application, reference: Reference, tmp_path: Path) -> None:
+def test_bad_steps_are_left_out_on_request(
+    application: Application, reference: Reference, tmp_path: Path
+) -> None:
     fault, _ = FAULTS["one gradient"]
     options = ("--model.init_args.nonfinite", "skip")
     bad = prelude(fault, 7, 8, 13)
@@ -131,7 +148,9 @@ def test_bad_steps_are_left_out_on_request(application: Application, reference: 
     assert all(torch.isfinite(tensor).all() for tensor in state["state_dict"].values())
     assert {float(entry["step"]) for entry in state["optimizer_states"][0]["state"].values()} == {17.0}
     # The count is part of the run: killed and resumed, it ends the same.
-    ended = trained(application, reference, tmp_path / "run", *options, prelude=bad + faults.kill_at("step", 12))
+    ended = trained(
+        application, reference, tmp_path / "run", *options, prelude=bad + faults.kill_at("step", 12)
+    )
     assert ended.code == -9, ended
     ended = application.go_on(tmp_path / "run", prelude=bad)
     assert ended.code == 0, ended
@@ -151,7 +170,9 @@ def test_too_many_bad_steps_in_a_row_end_the_run(
     assert said in ended.err
 
 
-def test_a_huge_learning_rate_is_caught(application: Application, reference: Reference, tmp_path: Path) -> None:
+def test_a_huge_learning_rate_is_caught(
+    application: Application, reference: Reference, tmp_path: Path
+) -> None:
     ended = trained(
         application, reference, tmp_path / "run", "--model.init_args.learning_rate", "1e38",
         "--model.init_args.warmup_steps", 0, "--model.init_args.optimizer", "sgd", prelude="",

@@ -68,7 +68,11 @@ def test_a_stop_at_an_awkward_place(
     stopped_after: int | None,
 ) -> None:
     run = runs.copied(reference.broken, tmp_path / "run")
-    ended = application.go_on(run, prelude=faults.signal_at(place, signal.SIGTERM, step))
+    words = ("fit", "--run_dir", run, "--resume", "auto", "--data.init_args.num_workers", 2)
+    process = application.start(
+        *words, cwd=tmp_path, prelude=faults.signal_at(place, signal.SIGTERM, step, group=True)
+    )
+    ended = process.wait(20)
     if stopped_after is not None:
         assert ended.code == 143, ended
         assert f"stopped by SIGTERM after step {stopped_after};" in ended.out

@@ -46,7 +46,9 @@ def test_a_folder_without_permission(application: Application, reference: Refere
 @contextlib.contextmanager
 def small_disk(folder: Path, size: str) -> Iterator[Path]:
     folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], capture_output=True)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], capture_output=True
+    )
     if mounted.returncode:
         pytest.skip(f"this user may not mount a file system: {mounted.stderr.decode().strip()}")
     try:
@@ -77,7 +79,9 @@ def test_a_disk_that_fills_up(application: Application, reference: Reference, tm
         run = disk / "run"
         words = ("fit", "--config", reference.baseline_config, "--run_dir", run, "--resume", "auto")
         # Between the first and the second checkpoint somebody else takes all the rest.
-        fills = faults.at("step", f"open({str(disk / 'other')!r}, 'wb', buffering=0).write(bytes(4 << 20))", 8)
+        fills = faults.at(
+            "step", f"open({str(disk / 'other')!r}, 'wb', buffering=0).write(bytes(4 << 20))", 8
+        )
         ended = application.run(*words, cwd=tmp_path, prelude=NO_DEMAND + fills)
         assert ended.code == 5, ended
         assert "Traceback" not in ended.err

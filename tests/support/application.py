@@ -12,7 +12,6 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,16 +19,17 @@ Result = TypeVar("Result")
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
-@dataclass
-class Ended:
-    """What a process left."""
+class Ended(str):
+    """What a process left; as a text, all of it, so that a failed test shows it."""
 
     code: int
     out: str
     err: str
 
-    def __str__(self) -> str:
-        return f"exit {self.code}\n--- stdout\n{self.out}\n--- stderr\n{self.err}"
+    def __new__(cls, code: int, out: str, err: str) -> "Ended":
+        ended = super().__new__(cls, f"exit {code}\n--- stdout\n{out}\n--- stderr\n{err}")
+        ended.code, ended.out, ended.err = code, out, err
+        return ended
 
 
 class Running:
@@ -118,6 +118,7 @@ class Application:
         env: Mapping[str, str] | None = None,
         prelude: str = "",
         whole_ending: bool = False,
+        warm_rank: bool = False,
     ) -> Running:
         """Starts one command.
 
@@ -127,6 +128,8 @@ class Application:
             env: variables beside the usual ones.
             prelude: Python source run in the process before the command, to cause a fault there.
             whole_ending: the samples and the picture of a finished run as shipped; otherwise one short sample.
+            warm_rank: whether rank 1, if there is one, is forked like the command itself; otherwise the
+                command starts it as it always does, which takes seconds.
         """
         number = next(self._counter)
         stdout = self.folder / f"{number}.out"
@@ -142,6 +145,7 @@ class Application:
             "stderr": str(stderr),
             "prelude": prelude,
             "whole_ending": whole_ending,
+            "warm_rank": warm_rank,
         }
         connection.sendall(json.dumps(request).encode() + b"\n")
         pid = b""

@@ -4,6 +4,7 @@ It only imports: no tensor operation and no thread before a fork, so that a chil
 would have become, seconds earlier. Run as ``python -m tests.support.fork_server SOCKET``.
 """
 
+import atexit
 import contextlib
 import functools
 import importlib.util
@@ -13,7 +14,9 @@ import select
 import signal
 import socket
 import sys
-from typing import Any
+import traceback
+from collections.abc import Sequence
+from typing import Any, NoReturn
 
 PRELOADED = (
     "app.cli",
@@ -90,7 +93,6 @@ def _become(request: dict[str, Any]) -> None:
         os.dup2(os.open(name, flags, 0o644), number)
     for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(signum, signal.default_int_handler if signum == signal.SIGINT else signal.SIG_DFL)
-    sys.argv = ["app", *request["arguments"]]
     # What `python -m app` says of itself: the ranks that a launcher starts run the same.
     sys.modules["__main__"].__spec__ = importlib.util.find_spec("app.__main__")
     sys.stdout = os.fdopen(1, "w", closefd=False)
@@ -99,20 +101,26 @@ def _become(request: dict[str, Any]) -> None:
         _shorten_ending()
     if request["prelude"]:
         exec(compile(request["prelude"], "prelude", "exec"), {})
+    if request["warm_rank"]:
+        from tests.support import warm_rank
+
+        warm_rank.prepare(_run)
+    _run(request["arguments"])
+
+
+def _run(arguments: Sequence[str]) -> NoReturn:
+    """The application from its command line to the end of the process."""
     import app.cli
 
     code = 1
+    sys.argv = ["app", *arguments]
     try:
-        code = app.cli.main(request["arguments"])
+        code = app.cli.main(list(arguments))
     except SystemExit as leave:
         code = leave.code if isinstance(leave.code, int) else int(leave.code is not None)
     except BaseException:
-        import traceback
-
         traceback.print_exc()
     finally:
-        import atexit
-
         atexit._run_exitfuncs()
         sys.stdout.flush()
         sys.stderr.flush()

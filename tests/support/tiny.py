@@ -56,14 +56,19 @@ def tilelli(text: Path, **changes: Any) -> dict[str, Any]:
             },
             "data": {
                 "class_path": "datamodules.CharDataModule",
-                "init_args": {"path": str(text), "block_size": 16, "batch_size": 4, "num_workers": 0},
+                "init_args": {
+                    "path": str(text),
+                    "block_size": 16,
+                    "batch_size": 4,
+                    "num_workers": 0,
+                    "val_fraction": 0.02,
+                },
             },
             "trainer": {
                 "accelerator": "cpu",
                 "max_steps": 40,
                 "val_check_interval": 20,
                 "log_every_n_steps": 5,
-                "limit_val_batches": 6,
                 "callbacks": [
                     {"class_path": "callbacks.BankBalance"},
                     {"class_path": "callbacks.RouteFractions"},

@@ -133,6 +133,15 @@ class GPT(LanguageModel):
             elif name.endswith(".bias"):
                 nn.init.zeros_(parameter)
 
+    def flops_per_token(self, block_size: int) -> float:
+        """Training FLOPs of one token: 2 per multiply-add forward, 4 backward (Kaplan et al. 2020).
+
+        Args:
+            block_size: T; a query meets (T + 1) / 2 keys and values on average.
+        """
+        V, D = self.tok_emb.weight.shape
+        return 6.0 * (len(self.blocks) * (12 * D * D + (block_size + 1) * D) + V * D)
+
     def forward(self, idx: Tensor, targets: Tensor | None = None) -> LanguageModelOutput:
         """See :meth:`LanguageModel.forward`.
 

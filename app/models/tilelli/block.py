@@ -78,21 +78,17 @@ class TilelliBlock(nn.Module):
         dropout: float = 0.0,
     ):
         super().__init__()
-        counts = {
-            "d_model": d_model,
-            "d_head": d_head,
-            "kernel_size": kernel_size,
-            "wide_kernel_size": wide_kernel_size,
-            "top_k": top_k,
-            "n_banks": n_banks,
-            "dense_expand": dense_expand,
-        }
-        problems = [f"{name} = {count}: must be at least 1" for name, count in counts.items() if count < 1]
-        if pathways not in PATHWAYS:
-            known = " or ".join(f"{p} ({', '.join(names)})" for p, names in PATHWAYS.items())
-            problems.append(f"pathways = {pathways}: must be {known}")
-        if not 0 <= dropout < 1:
-            problems.append(f"dropout = {dropout}: must lie in [0, 1)")
+        problems = self.problems(
+            d_model=d_model,
+            d_head=d_head,
+            kernel_size=kernel_size,
+            wide_kernel_size=wide_kernel_size,
+            top_k=top_k,
+            pathways=pathways,
+            n_banks=n_banks,
+            dense_expand=dense_expand,
+            dropout=dropout,
+        )
         if problems:
             raise ValueError("\n".join(problems))
         self.pathway_names = PATHWAYS[pathways]
@@ -107,6 +103,17 @@ class TilelliBlock(nn.Module):
         self.sparse = SparseCausalAttention(d_model, d_head, top_k, n_banks, quantize)
         if "dense" in self.pathway_names:
             self.dense = TernaryFFN(d_model, dense_expand, n_banks, quantize)
+
+    @staticmethod
+    def problems(*, pathways: int, dropout: float, **counts: int) -> list[str]:
+        """A line ``name = value: rule`` for every argument that is out of range."""
+        found = [f"{name} = {count}: must be at least 1" for name, count in counts.items() if count < 1]
+        if pathways not in PATHWAYS:
+            known = " or ".join(f"{p} ({', '.join(names)})" for p, names in PATHWAYS.items())
+            found.append(f"pathways = {pathways}: must be {known}")
+        if not 0 <= dropout < 1:
+            found.append(f"dropout = {dropout}: must lie in [0, 1)")
+        return found
 
     def forward(self, x: Tensor) -> tuple[Tensor, BankRouting]:
         """Mix the pathways of ``x`` ``(B, T, D)`` into ``y`` ``(B, T, D)``; also what the router decided."""
@@ -125,6 +132,22 @@ class TilelliBlock(nn.Module):
     def router_entropy(self, x: Tensor) -> Tensor:
         """Entropy of the pathway weights of each token of ``x`` ``(B, T, D)``: ``(B, T)``, nats."""
         return pathway_entropy(self.router_weights(x))
+
+    def multiply_adds_per_token(self, mean_context: float) -> float:
+        """Multiply-adds of one token's forward: its own banks, and the keys that it offers to every bank.
+
+        Args:
+            mean_context: positions that a query is scored against, on average.
+        """
+        D = self.norm.normalized_shape[0]
+        d_head = self.sparse.query.weight.shape[1]
+        sparse = (1 + self.n_banks) * d_head * D + mean_context * d_head + (self.sparse.top_k + D) * D
+        total = self.router.weight.numel() + self.local.weight[0].numel() + 3 * D + sparse
+        if "wide" in self.pathway_names:
+            total += self.wide.weight[0].numel()
+        if "dense" in self.pathway_names:
+            total += self.dense.up.weight[0].numel() + self.dense.down.weight[0].numel()
+        return total
 
     def _probabilities(self, h: Tensor) -> Tensor:
         """r, ``(B, T, P, N)``, summing to 1 over the last two axes; fp32 at least."""

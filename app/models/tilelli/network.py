@@ -55,6 +55,17 @@ class TilelliLM(LanguageModel):
         problems = [f"{name} = {count}: must be at least 1" for name, count in counts.items() if count < 1]
         if not 0 <= aux_weight < float("inf"):
             problems.append(f"aux_weight = {aux_weight}: must be finite and at least 0")
+        problems += TilelliBlock.problems(
+            d_model=d_model,
+            d_head=d_head,
+            kernel_size=kernel_size,
+            wide_kernel_size=wide_kernel_size,
+            top_k=top_k,
+            pathways=pathways,
+            n_banks=n_banks,
+            dense_expand=dense_expand,
+            dropout=dropout,
+        )
         if problems:
             raise ValueError("\n".join(problems))
         self.dropout = dropout
@@ -92,6 +103,21 @@ class TilelliLM(LanguageModel):
         logits = self.head(self.norm_f(x))  # (B, T, V)
         aux_loss = self.auxiliary_losses(_stacked(routing, "bank_probability"))
         return LanguageModelOutput(logits, next_token_loss(logits, targets), aux_loss, routing)
+
+    def flops_per_token(self, block_size: int) -> float:
+        """Training FLOPs of one token: 2 per multiply-add forward, 4 backward; a token pays for its own banks only.
+
+        Args:
+            block_size: T; a query is scored against (T + 1) / 2 positions on average.
+        """
+        V, D = self.tok_emb.weight.shape
+        per_block = sum(block.multiply_adds_per_token((block_size + 1) / 2) for block in self.tilelli_blocks)
+        return 6.0 * (per_block + V * D)
+
+    @property
+    def tilelli_blocks(self) -> list[TilelliBlock]:
+        """The blocks, first to last."""
+        return [block for block in self.blocks if isinstance(block, TilelliBlock)]
 
     def is_matrix(self, name: str, parameter: nn.Parameter) -> bool:
         """A stack of banks is what one bank is: the state pathway's are vectors, all others matrices."""

@@ -1,0 +1,250 @@
+"""Two ranks on one machine: the same mathematics, and no rank that outlives another."""
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from torch.distributed import TCPStore
+
+from tests.app.conftest import Reference
+from tests.support import faults, runs, tiny
+from tests.support.application import REPOSITORY, Application, Ended, Running, alive
+
+pytestmark = pytest.mark.process
+ONE, TWO = ("--trainer.devices", 1), ("--trainer.devices", 2)
+
+
+def children(pid: int) -> list[int]:
+    """Processes that this one has started and that still run, with all of theirs."""
+    found = []
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        for word in (thread / "children").read_text().split():
+            found += [int(word), *children(int(word))] if alive(int(word)) else []
+    return found
+
+
+def rank_one(launcher: Running) -> int:
+    """The other rank of a launcher that trains."""
+    launcher.wait_for("step      1/")
+    return children(launcher.pid)[0]
+
+
+def assert_gone(pids: list[int], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while any(alive(pid) for pid in pids):
+        assert time.monotonic() < deadline, (
+            f"still there after {seconds} s: {[pid for pid in pids if alive(pid)]}"
+        )
+        time.sleep(0.02)
+
+
+def on_rank(rank: int, fault: str) -> str:
+    """A fault of one rank only; the others run the same source without it."""
+    return fault.replace("if calls in", f"if int(os.environ.get('LOCAL_RANK', 0)) == {rank} and calls in")
+
+
+@pytest.fixture
+def endless(tmp_path: Path) -> Path:
+    """A run that goes on until something happens to it."""
+    text = tiny.write_text(tmp_path / "text.txt")
+    settings = {
+        "model__init_args__dropout": 0.0,
+        "trainer__max_steps": 100_000,
+        "trainer__log_every_n_steps": 1,
+    }
+    return tiny.write(tmp_path / "config.yaml", tiny.gpt(text, **settings))
+
+
+def test_two_ranks_make_the_steps_of_one(application: Application, tmp_path: Path) -> None:
+    (tmp_path / "one_process.py").write_text((REPOSITORY / "tests" / "app" / "one_process.py").read_text())
+    found = tmp_path / "found.json"
+    settings = {
+        "model__init_args__dropout": 0.0,
+        "model__init_args__aux_weight": 100.0,  # so much that a mean of local terms would show
+        "trainer__max_steps": 200,
+        "trainer__val_check_interval": 1000,
+        "checkpoint_every_n_steps": 1000,
+        "trainer__callbacks": [{"class_path": "one_process.OneProcess", "init_args": {"path": str(found)}}],
+    }
+    config = tiny.write(
+        tmp_path / "config.yaml", tiny.tilelli(tiny.write_text(tmp_path / "text.txt"), **settings)
+    )
+    application.fit(config, tmp_path / "run", *TWO, "--trust_imports", "one_process", warm_rank=True)
+    compared = json.loads(found.read_text())
+    assert runs.launches(tmp_path / "run")[0]["world_size"] == 2
+    flipped = [entry for entry in compared if entry["flips"]]
+    sound = [entry for entry in compared if not entry["flips"]]
+    assert len(sound) == 20, compared
+    print(f"{len(flipped)} steps with near-ties that flipped: {flipped}")
+    for entry in flipped:
+        assert entry["widest_gap"] <= 1e-5, entry
+    for entry in sound:
+        assert entry["loss_error"] <= 1e-6, entry
+        assert entry["gradient_error"] <= 1e-5, entry
+        assert entry["aux_loss"] > 0
+        assert entry["decisions"] == 2 * 4 * 16 * 5
+
+
+def test_a_lost_rank_ends_the_run(application: Application, endless: Path, tmp_path: Path) -> None:
+    # With a rank that is started as ever.
+    launcher = application.start("fit", "--config", endless, "--run_dir", "run", *TWO, cwd=tmp_path)
+    started = [launcher.pid, rank_one(launcher), *children(launcher.pid)]
+    os.kill(started[1], signal.SIGKILL)
+    ended = launcher.wait(15)
+    assert ended.code == 6, ended
+    assert "Traceback" not in ended.err
+    assert ended.err.splitlines()[-1].startswith("error: rank 1 was lost (signal 9);")
+    said = runs.status(tmp_path / "run")
+    assert (said["state"], said["exit_code"]) == ("failed", 6)
+    assert said["reason"].startswith("rank 1 was lost")
+    assert not (tmp_path / "run" / "lock").exists()
+    assert_gone(started, 10)
+
+
+def test_a_lost_launcher_leaves_nobody_behind_and_the_run_goes_on_with_one_rank_and_with_two(
+    application: Application, tmp_path: Path
+) -> None:
+    text = tiny.write_text(tmp_path / "text.txt")
+    config = tiny.write(
+        tmp_path / "config.yaml",
+        tiny.gpt(
+            text,
+            model__init_args__dropout=0.0,
+            data__init_args__num_workers=1,
+            trainer__limit_val_batches=1.0,  # a number of batches would be other windows on two ranks
+        ),
+    )
+    run = tmp_path / "run"
+    # A rank that hears of nobody's end through a broken connection: it is busy.
+    busy = on_rank(1, faults.at("step", "print('busy', flush=True); __import__('time').sleep(60)", 14))
+    words = ("fit", "--config", config, "--run_dir", run, "--resume", "auto")
+    launcher = application.start(*words, *TWO, cwd=tmp_path, warm_rank=True, prelude=busy)
+    launcher.wait_for("busy")
+    others = children(launcher.pid)
+    launcher.kill()
+    assert launcher.wait().code == -9
+    assert_gone(others, 15)
+    # On one rank, which is told to stop.
+    ended = application.run(*words, *ONE, cwd=tmp_path, prelude=faults.signal_at("step", signal.SIGTERM, 23))
+    assert ended.code == 143, ended
+    assert "resumed  after step 10\n" in ended.out
+    # On two again, of which only the launcher is told to; they agree at every step here and not once a second.
+    often = faults.replaced("app.training.stopping.StopOnSignal.exchange_seconds", "0.0")
+    told = on_rank(0, faults.signal_at("step", signal.SIGTERM, 31))
+    ended = application.run(*words, *TWO, cwd=tmp_path, warm_rank=True, prelude=often + told)
+    assert ended.code == 143, ended
+    assert "resumed  after step 23\n" in ended.out
+    assert "stopped by SIGTERM after step 31;" in ended.out
+    assert "changed  trainer.devices: '1' -> '2'" in ended.out
+    assert ended.err == ""
+    assert runs.status(run) == {"state": "stopped", "step": 31, "exit_code": 143, "reason": "SIGTERM"}
+    ended = application.run(*words, *ONE, cwd=tmp_path)
+    assert ended.code == 0, ended
+    # The same curve as on one rank, up to the order of sums.
+    clean = application.fit(config, tmp_path / "clean")
+    ours, theirs = (runs.curve(path) for path in (run, clean))
+    assert [row["step"] for row in ours] == [row["step"] for row in theirs]
+    for mine, other_row in zip(ours, theirs, strict=True):
+        for key in ("train/loss", "val/loss", "train/grad_norm"):
+            if key in other_row:
+                assert float(mine[key]) == pytest.approx(float(other_row[key]), rel=1e-5), (mine["step"], key)
+
+
+def both(application: Application, config: Path, prelude: str, *options: object) -> tuple[Ended, list[int]]:
+    """The end of a run on two ranks, and the processes that took part."""
+    launcher = application.start(
+        "fit",
+        "--config",
+        config,
+        "--run_dir",
+        "run",
+        *TWO,
+        *options,
+        cwd=config.parent,
+        warm_rank=True,
+        prelude=prelude,
+    )
+    pids = [rank_one(launcher), *children(launcher.pid)]
+    return launcher.wait(15), pids
+
+
+def test_an_exception_on_one_rank(application: Application, endless: Path) -> None:
+    ended, pids = both(
+        application, endless, on_rank(1, faults.at("step", "raise KeyError('the first cause')", 9))
+    )
+    assert ended.code == 6, ended
+    assert "KeyError: 'the first cause'" in ended.err
+    assert ended.err.splitlines()[-1].startswith("error: rank 1 was lost (exit code 1);")
+    assert_gone(pids, 10)
+
+
+def test_an_exception_on_the_launcher(application: Application, endless: Path) -> None:
+    ended, pids = both(
+        application, endless, on_rank(0, faults.at("step", "raise KeyError('the first cause')", 9))
+    )
+    assert ended.code == 1, ended
+    assert "KeyError: 'the first cause'" in ended.err
+    assert "rank 1 was lost" not in ended.err
+    assert_gone(pids, 10)
+    assert runs.status(endless.parent / "run")["exit_code"] == 1
+
+
+def test_a_loss_that_is_not_finite_on_one_rank(application: Application, endless: Path) -> None:
+    spoils = "lambda module, inputs, output: output._replace(loss=output.loss * float('nan')) if self.training else output"
+    fault = on_rank(1, faults.at("step", f"self.network.register_forward_hook({spoils})", 9))
+    ended, pids = both(application, endless, fault)
+    assert ended.code == 3, ended
+    assert "stopped being finite at step 9 (windows 32 to 35); no update was made from it" in ended.err
+    # Both ranks replay the step; the launcher's own text is sound.
+    assert "the step is finite when replayed on this rank; another rank names the culprit" in ended.err
+    assert "first module with a non-finite output: the network (GPT)" in ended.err
+    assert "Traceback" not in ended.err
+    assert_gone(pids, 10)
+
+
+def test_a_bank_without_a_token_on_one_rank(application: Application, tmp_path: Path) -> None:
+    text = tiny.write_text(tmp_path / "text.txt")
+    config = tiny.write(
+        tmp_path / "config.yaml", tiny.tilelli(text, trainer__max_steps=10, trainer__val_check_interval=5)
+    )
+    starves = faults.replaced(
+        "app.models.tilelli.block.TilelliBlock._route",
+        "lambda block, h: (lambda r: r._replace(bank_index=r.bank_index * 0) "
+        "if __import__('os').environ.get('LOCAL_RANK') == '1' else r)(original(block, h))",
+    )
+    application.fit(config, tmp_path / "run", *TWO, warm_rank=True, prelude=starves)
+    assert runs.status(tmp_path / "run")["step"] == 10
+
+
+def test_ranks_that_torchrun_starts(application: Application, reference: Reference, tmp_path: Path) -> None:
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    agent = {
+        "TORCHELASTIC_RUN_ID": "test",
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "TORCHELASTIC_RESTART_COUNT": "0",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(store.port),
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+        "GROUP_RANK": "0",
+    }
+    ranks = [
+        application.start(
+            "fit",
+            "--config",
+            reference.baseline_config,
+            *TWO,
+            cwd=tmp_path,
+            env=agent | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )  # fmt: skip
+        for rank in range(2)
+    ]
+    ended = [rank.wait() for rank in ranks]
+    assert [end.code for end in ended] == [0, 0], "\n".join(map(str, ended))
+    assert "world size 2" in ended[0].out
+    assert ended[1].out == ""
+    (run,) = (tmp_path / "runs" / "baseline").iterdir()
+    assert runs.status(run)["state"] == "finished"
