@@ -8,6 +8,7 @@ import torch
 
 from app.run import arguments
 from app.run.configuration import find_config, read_config, shipped_directory, shipped_names
+from app.run.errors import ConfigurationError
 from app.training import SupervisedDDPStrategy
 from app.training.command_line import RunCLI
 
@@ -61,12 +62,15 @@ def test_overlay_changes_the_trainer_only(name: str, experiment: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_trainer_is_built(name: str, tmp_path: Path) -> None:
-    if name == "hardware/gpu" and not torch.cuda.is_available():
-        pytest.skip("needs a GPU")
     # Two processes need two GPUs, or none at all.
     device = [] if name == "hardware/gpu" else ["--trainer.accelerator", "cpu"]
     words = shlex.split(heading(name)[0])[2:]
-    trainer = parse([*words, *device]).build_trainer([], [], [], tmp_path)
+    parsed = parse([*words, *device])
+    if name == "hardware/gpu" and not torch.cuda.is_available():
+        with pytest.raises(ConfigurationError, match="gpu"):
+            parsed.build_trainer([], [], [], tmp_path)
+        return
+    trainer = parsed.build_trainer([], [], [], tmp_path)
     assert isinstance(trainer.strategy, SupervisedDDPStrategy) == (name == "hardware/ddp")
     assert trainer.num_devices == (2 if name == "hardware/ddp" else 1)
 

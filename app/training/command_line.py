@@ -22,6 +22,7 @@ from app.training import config_problems, trainer_rules
 from app.training.language_model import LanguageModelModule
 from app.training.loops import install
 from app.training.quiet import quiet
+from app.training.stopping import NoSignals
 
 #: import paths that a configuration may name; everything else is refused before it is imported
 IMPORTABLE = ("app.training", "callbacks", "datamodules")
@@ -281,6 +282,7 @@ class RunCLI(LightningCLI):
             reasons = [line.strip() for line in str(error.__cause__ or error).splitlines() if line.strip()]
             raise ConfigurationError(f"trainer: {reasons[0] if reasons else type(error).__name__}") from error
         install(trainer)
+        trainer._signal_connector = NoSignals(trainer)
         return trainer
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import yaml
 from jsonargparse import ArgumentParser
 
 from app.run.arguments import Launch
@@ -58,13 +59,21 @@ def settings(files: Sequence[ConfigFile], launch: Launch) -> list[Setting]:
         name, equals, text = word.partition("=")
         if not name.startswith("--"):
             continue
-        value = strict_load(text if equals else next(words, ""))
+        value = _typed(text if equals else next(words, ""))
         keys: tuple[str | int, ...] = tuple(name.removeprefix("--").split("."))
         if keys in (("model",), ("data",)) and isinstance(value, str):
             keys = (*keys, "class_path")
         for path, leaf in _leaves(value, keys):
             found[path] = Setting(path, leaf, "command line")
     return list(found.values())
+
+
+def _typed(text: str) -> Any:
+    """A value of the command line as the parser will take it: what is no YAML is a text."""
+    try:
+        return strict_load(text)
+    except yaml.YAMLError:
+        return text
 
 
 def find(

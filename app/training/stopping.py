@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector
 
 from app.run.errors import AppError, ExitCode
 from app.run.signals import StopRequests
@@ -26,6 +27,17 @@ class StopRun(AppError):
         self.exit_code = code
         self.step = step
         self.reason = reason
+
+
+class NoSignals(_SignalConnector):
+    """Leaves the signals to us.
+
+    The framework's own handlers would stand between its start and :meth:`StopOnSignal.on_train_start`, and
+    with several ranks hold a collective inside a handler: of one rank alone, that never returns.
+    """
+
+    def register_signal_handlers(self) -> None:
+        """Registers nothing."""
 
 
 class StopOnSignal(Callback):
@@ -56,7 +68,7 @@ class StopOnSignal(Callback):
             self._group = torch.distributed.new_group(backend="gloo")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Takes the handlers back from the framework, which sets its own right before."""
+        """From here on a step is worth finishing; handlers that others have set since are replaced."""
         self.requests.reinstall()
         self.requests.deferring = True
         self._exchanged_at = time.monotonic()

@@ -50,7 +50,10 @@ def reference(application: Application, tmp_path_factory: pytest.TempPathFactory
     folder = tmp_path_factory.mktemp("reference")
     text = write_text(folder / "text.txt")
     made = Reference(
-        config=tiny.write(folder / "reference.yaml", tiny.tilelli(text, trainer__accumulate_grad_batches=2)),
+        config=tiny.write(
+            folder / "reference.yaml",
+            tiny.tilelli(text, trainer__accumulate_grad_batches=2, model__init_args__pathways=3),
+        ),
         clean=folder / "clean",
         broken=folder / "broken",
         baseline=folder / "baseline",

@@ -1,5 +1,6 @@
 """Mistakes in configurations and command lines: what, where, the rule and the remedy, and nothing else."""
 
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -78,6 +79,11 @@ MISTAKES = {
     "a list for the data": mistake("data", data=["path", "x"]),
     "a number for the model": mistake("model", model=3),
     "no number on the command line": mistake("seed (command line)", "'seven' is not an integer", words=("--seed", "seven")),
+    "no YAML on the command line": mistake("seed (command line)", "'{' is not an integer", words=("--seed={",)),
+    "an alias on the command line": mistake("seed (command line)", "'*x' is not an integer", words=("--seed", "*x")),
+    "a tag on the command line": mistake(
+        "seed (command line)", "is not an integer", words=("--seed", "!!python/name:os.system")
+    ),
     "an option without a value": mistake("trainer.max_steps", words=("--trainer.max_steps",)),
     # ranges
     "a negative rate": mistake(
@@ -147,6 +153,25 @@ MISTAKES = {
 }  # fmt: skip
 
 
+def sound(text: Path, **changes: Any) -> dict[str, Any]:
+    """A configuration without a mistake, short: after a refusal each of its values is looked at alone."""
+    return tiny.changed(
+        {
+            "seed": 7,
+            "model": {
+                "class_path": "app.training.GPTModule",
+                "init_args": {"d_model": 16, "n_layers": 2, "n_heads": 2},
+            },
+            "data": {
+                "class_path": "datamodules.CharDataModule",
+                "init_args": {"path": str(text), "block_size": 16, "batch_size": 4},
+            },
+            "trainer": {"accelerator": "cpu", "max_steps": 1},
+        },
+        changes,
+    )
+
+
 def refused(application: Application, folder: Path, wrong: Mistake) -> Ended:
     """The end of a ``fit`` that must refuse a configuration and leave nothing behind."""
     folder.mkdir(exist_ok=True)
@@ -154,7 +179,7 @@ def refused(application: Application, folder: Path, wrong: Mistake) -> Ended:
     words: tuple[Any, ...] = wrong.words
     if wrong.text is not None:
         config = folder / "config.yaml"
-        content = wrong.text or yaml.safe_dump(tiny.gpt(text, **wrong.changes), sort_keys=False)
+        content = wrong.text or yaml.safe_dump(sound(text, **wrong.changes), sort_keys=False)
         config.write_bytes(content if isinstance(content, bytes) else content.encode())
         words = ("--config", config, *words)
     ended = application.run("fit", *words, cwd=folder, timeout=8)
@@ -163,14 +188,15 @@ def refused(application: Application, folder: Path, wrong: Mistake) -> Ended:
 
 
 @pytest.fixture(scope="module")
-def refusals(application: Application, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ended]:
+def refusals(application: Application, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Future[Ended]]:
     """The end of every mistake."""
     folder = tmp_path_factory.mktemp("mistakes")
-    jobs = [
-        partial(refused, application, folder / str(number), wrong)
-        for number, wrong in enumerate(MISTAKES.values())
-    ]
-    return dict(zip(MISTAKES, application.all(jobs), strict=True))
+    return application.begin(
+        {
+            kind: partial(refused, application, folder / str(number), wrong)
+            for number, (kind, wrong) in enumerate(MISTAKES.items())
+        }
+    )
 
 
 def assert_refused(ended: Ended, n_problems: int = 1) -> None:
@@ -183,10 +209,11 @@ def assert_refused(ended: Ended, n_problems: int = 1) -> None:
 
 
 @pytest.mark.parametrize("kind", MISTAKES)
-def test_a_mistake(refusals: dict[str, Ended], kind: str) -> None:
-    assert_refused(refusals[kind])
+def test_a_mistake(refusals: dict[str, Future[Ended]], kind: str) -> None:
+    ended = refusals[kind].result()
+    assert_refused(ended)
     for part in MISTAKES[kind].said:
-        assert part in refusals[kind].err, refusals[kind]
+        assert part in ended.err, ended
 
 
 def test_all_of_them_at_once(application: Application, tmp_path: Path) -> None:
@@ -228,7 +255,7 @@ def test_both_of_two_files(application: Application, tmp_path: Path) -> None:
 
 def test_the_command_line_comes_last_wherever_it_stands(application: Application, tmp_path: Path) -> None:
     text = tiny.write_text(tmp_path / "text.txt", n_words=300)
-    config = tiny.write(tmp_path / "config.yaml", tiny.gpt(text))
+    config = tiny.write(tmp_path / "config.yaml", sound(text, trainer__max_steps=40))
     over = tmp_path / "over.yaml"
     over.write_text("trainer:\n  max_steps: 3\nseed: 9\nmodel:\n  init_args:\n    dropout: 0.25\n")
     run = tmp_path / "run"
@@ -275,7 +302,7 @@ def attacked(application: Application, folder: Path, attack: str) -> Ended:
     for name in ("evil.py", "application.py"):
         (folder / name).write_text(evil)
     text = tiny.write_text(folder / "text.txt", n_words=300)
-    config = tiny.write(folder / "config.yaml", tiny.gpt(text))
+    config = tiny.write(folder / "config.yaml", sound(text))
     (folder / "attack.yaml").write_text(attack.replace("MARK", str(mark)))
     # With the working directory on the path, as it is for `python -m app`.
     ended = application.run(
@@ -292,21 +319,30 @@ def attacked(application: Application, folder: Path, attack: str) -> Ended:
     return ended
 
 
-def test_nothing_in_a_configuration_is_run(application: Application, tmp_path: Path) -> None:
-    jobs = [
-        partial(attacked, application, tmp_path / str(number), attack)
-        for number, attack in enumerate(ATTACKS.values())
-    ]
-    for kind, ended in zip(ATTACKS, application.all(jobs), strict=True):
-        assert ended.code == 2, f"{kind}: {ended}"
-        assert "attack.yaml, line" in ended.err, f"{kind}: {ended}"
-        assert all(line.startswith("error: ") for line in ended.err.splitlines()), f"{kind}: {ended}"
+@pytest.fixture(scope="module")
+def attacks(application: Application, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Future[Ended]]:
+    """The end of every attack."""
+    folder = tmp_path_factory.mktemp("attacks")
+    return application.begin(
+        {
+            kind: partial(attacked, application, folder / str(number), attack)
+            for number, (kind, attack) in enumerate(ATTACKS.items())
+        }
+    )
+
+
+@pytest.mark.parametrize("kind", ATTACKS)
+def test_nothing_in_a_configuration_is_run(attacks: dict[str, Future[Ended]], kind: str) -> None:
+    ended = attacks[kind].result()
+    assert ended.code == 2, ended
+    assert "attack.yaml, line" in ended.err, ended
+    assert all(line.startswith("error: ") for line in ended.err.splitlines()), ended
 
 
 def test_neither_on_the_command_line(application: Application, tmp_path: Path) -> None:
     (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'mark')!r}, 'w')\nclass Model: pass\n")
     text = tiny.write_text(tmp_path / "text.txt", n_words=300)
-    config = tiny.write(tmp_path / "config.yaml", tiny.gpt(text))
+    config = tiny.write(tmp_path / "config.yaml", sound(text))
     (tmp_path / "trainer.yaml").write_text("callbacks:\n- class_path: evil.Model\n")
     for words, said in (
         (("--model", "evil.Model"), "'evil.Model' may not be imported"),
@@ -327,7 +363,7 @@ def test_a_file_name_leads_nowhere_else(application: Application, tmp_path: Path
     folder = tmp_path / "in" / "here"
     folder.mkdir(parents=True)
     for name in ("..yaml", "...yaml", "a b;c $(x).yaml"):
-        tiny.write(folder / name, tiny.gpt(text, trainer__max_steps=1))
+        tiny.write(folder / name, sound(text, trainer__max_steps=1))
         ended = application.run("fit", "--config", name, cwd=folder)
         assert ended.code == 0, ended
     assert {path.name for path in tmp_path.iterdir()} == {"text.txt", "in"}

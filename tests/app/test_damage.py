@@ -3,6 +3,8 @@
 import pickle
 import zipfile
 from collections.abc import Callable
+from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,8 +13,10 @@ import torch
 from tests.app.conftest import Reference
 from tests.support import faults, runs
 from tests.support.application import Application
+from tests.support.side_by_side import SideBySide
 
 pytestmark = pytest.mark.process
+side_by_side = SideBySide()
 
 
 def flip(path: Path) -> None:
@@ -29,22 +33,38 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
 }
 
 
+@pytest.fixture(scope="module")
+def resumed(
+    application: Application, reference: Reference, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Future[None]]:
+    """Runs whose newest checkpoint is damaged go on, side by side."""
+    folder = tmp_path_factory.mktemp("resumed")
+    return application.begin(
+        {
+            damage: partial(from_an_older_one, application, reference, folder / str(number), damage)
+            for number, damage in enumerate(DAMAGES)
+        }
+    )
+
+
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_the_newest_whole_checkpoint_is_taken(
-    application: Application, reference: Reference, tmp_path: Path, damage: str
-) -> None:
-    run = runs.copied(reference.broken, tmp_path / "run")
+def test_the_newest_whole_checkpoint_is_taken(resumed: dict[str, Future[None]], damage: str) -> None:
+    resumed[damage].result()
+
+
+def from_an_older_one(application: Application, reference: Reference, run: Path, damage: str) -> None:
+    runs.copied(reference.broken, run)
     DAMAGES[damage](run / "checkpoints" / "resume-000030.ckpt")
     ended = application.go_on(run)
     assert ended.code == 0, ended
-    first, second, *_ = ended.out.splitlines()
-    assert first.startswith("note ")
-    assert "resume-000030.ckpt" in first
-    assert second == "note     going on from resume-000020.ckpt, the newest one that is whole"
+    notes = [line for line in ended.out.splitlines() if line.startswith("note ")]
+    assert "resume-000030.ckpt" in ended.out, ended
+    assert "note     going on from resume-000020.ckpt, the newest one that is whole" in notes, ended
     assert "resumed  after step 20\n" in ended.out
     runs.assert_same_run(run, reference.clean)
 
 
+@side_by_side
 def test_nothing_whole_is_left(application: Application, reference: Reference, tmp_path: Path) -> None:
     run = runs.copied(reference.broken, tmp_path / "run")
     for path in (run / "checkpoints").glob("resume-*.ckpt"):
@@ -82,6 +102,7 @@ class Bomb:
         return Path.touch, (self.path,)
 
 
+@side_by_side
 def test_a_foreign_file_runs_nothing(application: Application, reference: Reference, tmp_path: Path) -> None:
     run = runs.copied(reference.broken, tmp_path / "run")
     fired = tmp_path / "fired"
@@ -107,6 +128,7 @@ def test_a_foreign_file_runs_nothing(application: Application, reference: Refere
     assert not fired.exists()
 
 
+@side_by_side
 def test_left_over_files_are_swept(application: Application, reference: Reference, tmp_path: Path) -> None:
     run = runs.copied(reference.broken, tmp_path / "run")
     killed = application.go_on(

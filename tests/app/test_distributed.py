@@ -12,8 +12,10 @@ from torch.distributed import TCPStore
 from tests.app.conftest import Reference
 from tests.support import faults, runs, tiny
 from tests.support.application import REPOSITORY, Application, Ended, Running, alive
+from tests.support.side_by_side import SideBySide
 
 pytestmark = pytest.mark.process
+side_by_side = SideBySide()
 ONE, TWO = ("--trainer.devices", 1), ("--trainer.devices", 2)
 
 
@@ -46,18 +48,18 @@ def on_rank(rank: int, fault: str) -> str:
     return fault.replace("if calls in", f"if int(os.environ.get('LOCAL_RANK', 0)) == {rank} and calls in")
 
 
-@pytest.fixture
-def endless(tmp_path: Path) -> Path:
+def endless(folder: Path) -> Path:
     """A run that goes on until something happens to it."""
-    text = tiny.write_text(tmp_path / "text.txt")
+    text = tiny.write_text(folder / "text.txt")
     settings = {
         "model__init_args__dropout": 0.0,
         "trainer__max_steps": 100_000,
         "trainer__log_every_n_steps": 1,
     }
-    return tiny.write(tmp_path / "config.yaml", tiny.gpt(text, **settings))
+    return tiny.write(folder / "config.yaml", tiny.gpt(text, **settings))
 
 
+@side_by_side
 def test_two_ranks_make_the_steps_of_one(application: Application, tmp_path: Path) -> None:
     (tmp_path / "one_process.py").write_text((REPOSITORY / "tests" / "app" / "one_process.py").read_text())
     found = tmp_path / "found.json"
@@ -88,9 +90,10 @@ def test_two_ranks_make_the_steps_of_one(application: Application, tmp_path: Pat
         assert entry["decisions"] == 2 * 4 * 16 * 5
 
 
-def test_a_lost_rank_ends_the_run(application: Application, endless: Path, tmp_path: Path) -> None:
+@side_by_side
+def test_a_lost_rank_ends_the_run(application: Application, tmp_path: Path) -> None:
     # With a rank that is started as ever.
-    launcher = application.start("fit", "--config", endless, "--run_dir", "run", *TWO, cwd=tmp_path)
+    launcher = application.start("fit", "--config", endless(tmp_path), "--run_dir", "run", *TWO, cwd=tmp_path)
     started = [launcher.pid, rank_one(launcher), *children(launcher.pid)]
     os.kill(started[1], signal.SIGKILL)
     ended = launcher.wait(15)
@@ -104,6 +107,7 @@ def test_a_lost_rank_ends_the_run(application: Application, endless: Path, tmp_p
     assert_gone(started, 10)
 
 
+@side_by_side
 def test_a_lost_launcher_leaves_nobody_behind_and_the_run_goes_on_with_one_rank_and_with_two(
     application: Application, tmp_path: Path
 ) -> None:
@@ -153,27 +157,33 @@ def test_a_lost_launcher_leaves_nobody_behind_and_the_run_goes_on_with_one_rank_
                 assert float(mine[key]) == pytest.approx(float(other_row[key]), rel=1e-5), (mine["step"], key)
 
 
-def both(application: Application, config: Path, prelude: str, *options: object) -> tuple[Ended, list[int]]:
+def both(application: Application, folder: Path, prelude: str) -> tuple[Ended, list[int]]:
     """The end of a run on two ranks, and the processes that took part."""
+    config = endless(folder)
     launcher = application.start(
-        "fit",
-        "--config",
-        config,
-        "--run_dir",
-        "run",
-        *TWO,
-        *options,
-        cwd=config.parent,
-        warm_rank=True,
-        prelude=prelude,
+        "fit", "--config", config, "--run_dir", "run", *TWO, cwd=folder, warm_rank=True, prelude=prelude
     )
     pids = [rank_one(launcher), *children(launcher.pid)]
     return launcher.wait(15), pids
 
 
-def test_an_exception_on_one_rank(application: Application, endless: Path) -> None:
+@side_by_side
+def test_a_stop_before_the_first_step(application: Application, tmp_path: Path) -> None:
+    # The other rank is on its way into a collective that the launcher will not take part in.
+    told = on_rank(0, faults.signal_at("stage", signal.SIGTERM))
+    ended = application.run(
+        "fit", "--config", endless(tmp_path), "--run_dir", "run", *TWO, cwd=tmp_path, warm_rank=True, prelude=told,
+        timeout=15,
+    )  # fmt: skip
+    assert ended.code == 143, ended
+    assert "Traceback" not in ended.err
+    assert runs.status(tmp_path / "run")["state"] == "stopped"
+
+
+@side_by_side
+def test_an_exception_on_one_rank(application: Application, tmp_path: Path) -> None:
     ended, pids = both(
-        application, endless, on_rank(1, faults.at("step", "raise KeyError('the first cause')", 9))
+        application, tmp_path, on_rank(1, faults.at("step", "raise KeyError('the first cause')", 9))
     )
     assert ended.code == 6, ended
     assert "KeyError: 'the first cause'" in ended.err
@@ -181,21 +191,23 @@ def test_an_exception_on_one_rank(application: Application, endless: Path) -> No
     assert_gone(pids, 10)
 
 
-def test_an_exception_on_the_launcher(application: Application, endless: Path) -> None:
+@side_by_side
+def test_an_exception_on_the_launcher(application: Application, tmp_path: Path) -> None:
     ended, pids = both(
-        application, endless, on_rank(0, faults.at("step", "raise KeyError('the first cause')", 9))
+        application, tmp_path, on_rank(0, faults.at("step", "raise KeyError('the first cause')", 9))
     )
     assert ended.code == 1, ended
     assert "KeyError: 'the first cause'" in ended.err
     assert "rank 1 was lost" not in ended.err
     assert_gone(pids, 10)
-    assert runs.status(endless.parent / "run")["exit_code"] == 1
+    assert runs.status(tmp_path / "run")["exit_code"] == 1
 
 
-def test_a_loss_that_is_not_finite_on_one_rank(application: Application, endless: Path) -> None:
+@side_by_side
+def test_a_loss_that_is_not_finite_on_one_rank(application: Application, tmp_path: Path) -> None:
     spoils = "lambda module, inputs, output: output._replace(loss=output.loss * float('nan')) if self.training else output"
     fault = on_rank(1, faults.at("step", f"self.network.register_forward_hook({spoils})", 9))
-    ended, pids = both(application, endless, fault)
+    ended, pids = both(application, tmp_path, fault)
     assert ended.code == 3, ended
     assert "stopped being finite at step 9 (windows 32 to 35); no update was made from it" in ended.err
     # Both ranks replay the step; the launcher's own text is sound.
@@ -205,6 +217,7 @@ def test_a_loss_that_is_not_finite_on_one_rank(application: Application, endless
     assert_gone(pids, 10)
 
 
+@side_by_side
 def test_a_bank_without_a_token_on_one_rank(application: Application, tmp_path: Path) -> None:
     text = tiny.write_text(tmp_path / "text.txt")
     config = tiny.write(
@@ -219,6 +232,7 @@ def test_a_bank_without_a_token_on_one_rank(application: Application, tmp_path: 
     assert runs.status(tmp_path / "run")["step"] == 10
 
 
+@side_by_side
 def test_ranks_that_torchrun_starts(application: Application, reference: Reference, tmp_path: Path) -> None:
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     agent = {
@@ -239,7 +253,7 @@ def test_ranks_that_torchrun_starts(application: Application, reference: Referen
             *TWO,
             cwd=tmp_path,
             env=agent | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-        )  # fmt: skip
+        )
         for rank in range(2)
     ]
     ended = [rank.wait() for rank in ranks]

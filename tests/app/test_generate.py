@@ -26,13 +26,11 @@ def generate(application: Application, reference: Reference) -> Generate:
 
 def test_the_same_seed_gives_the_same_text(application: Application, generate: Generate) -> None:
     first, same, other, greedy, again = application.all(
-        [
-            lambda: generate("--seed", 1),
-            lambda: generate("--seed", 1),
-            lambda: generate("--seed", 2),
-            lambda: generate("--greedy", "--seed", 1),
-            lambda: generate("--greedy", "--seed", 2),
-        ]
+        lambda: generate("--seed", 1),
+        lambda: generate("--seed", 1),
+        lambda: generate("--seed", 2),
+        lambda: generate("--greedy", "--seed", 1),
+        lambda: generate("--greedy", "--seed", 2),
     )
     assert {ended.code for ended in (first, same, other, greedy, again)} == {0}, first
     assert first.out == same.out != other.out
@@ -50,7 +48,7 @@ def test_a_prompt_is_continued(generate: Generate) -> None:
 
 def test_several_samples_have_seeds_of_their_own(application: Application, generate: Generate) -> None:
     three, third = application.all(
-        [lambda: generate("--samples", 3, "--seed", 5), lambda: generate("--seed", 7)]
+        lambda: generate("--samples", 3, "--seed", 5), lambda: generate("--seed", 7)
     )
     parts = three.out.split("--- sample ")[1:]
     assert [part[0] for part in parts] == ["1", "2", "3"]

@@ -2,7 +2,10 @@
 
 import os
 import random
+import signal
 import time
+from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,16 +13,20 @@ import pytest
 from tests.app.conftest import Reference
 from tests.support import faults, runs, tiny
 from tests.support.application import Application, Ended
+from tests.support.side_by_side import SideBySide
 
 pytestmark = pytest.mark.process
+side_by_side = SideBySide()
 
 
+@side_by_side
 def test_two_clean_runs_are_bitwise_the_same(
     application: Application, reference: Reference, tmp_path: Path
 ) -> None:
     runs.assert_same_run(application.fit(reference.config, tmp_path / "run"), reference.clean)
 
 
+@side_by_side
 def test_five_kills_where_they_hurt(application: Application, tmp_path: Path) -> None:
     text = tiny.write_text(tmp_path / "text.txt", n_words=150)
     config = tiny.write(
@@ -104,6 +111,7 @@ def killed_until_done(
         moments.append(moment)
 
 
+@side_by_side
 def test_the_number_of_workers_changes_nothing(
     application: Application, reference: Reference, tmp_path: Path
 ) -> None:
@@ -119,6 +127,28 @@ def test_the_number_of_workers_changes_nothing(
     assert ended.code == 0, ended
     assert "resumed  after step 40" in ended.out
     runs.assert_same_run(run, reference.clean)
+
+
+@side_by_side
+def test_a_lost_loader_worker_ends_the_run(application: Application, tmp_path: Path) -> None:
+    settings = {
+        "trainer__max_steps": 100_000,
+        "data__init_args__num_workers": 1,
+        "checkpoint_every_n_steps": 1,
+    }
+    config = tiny.write(
+        tmp_path / "config.yaml", tiny.gpt(tiny.write_text(tmp_path / "text.txt"), **settings)
+    )
+    run = tmp_path / "run"
+    process = application.start("fit", "--config", config, "--run_dir", run, cwd=tmp_path)
+    process.wait_until(lambda: (run / "checkpoints").exists() and runs.saved_steps(run)[1:], "save twice")
+    (worker,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(worker), signal.SIGKILL)
+    ended = process.wait(15)
+    assert ended.code == 1, ended
+    assert f"DataLoader worker (pid {worker}) is killed by signal: Killed" in ended.err
+    assert runs.status(run)["state"] == "failed"
+    assert runs.last_checkpoint(run)["archlab"]["step"] == runs.saved_steps(run)[-1]
 
 
 MUTATIONS = {
@@ -151,17 +181,32 @@ lambda sampler: original(type("", (), dict(
 }  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def mutated(
+    application: Application, reference: Reference, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Future[list[str]]]:
+    """Where the resumed run ends elsewhere than the clean one, for every mutation."""
+    folder = tmp_path_factory.mktemp("mutations")
+
+    def resume(number: int, prelude: str) -> list[str]:
+        run = runs.copied(reference.broken, folder / str(number))
+        ended = application.go_on(run, prelude=prelude)
+        assert ended.code == 0, ended
+        return runs.run_differences(run, reference.clean)
+
+    preludes = {kind: prelude for kind, (prelude, _) in MUTATIONS.items()}
+    return application.begin(
+        {kind: partial(resume, number, prelude) for number, (kind, prelude) in enumerate(preludes.items())}
+    )
+
+
 @pytest.mark.parametrize("mutation", MUTATIONS)
-def test_the_comparison_sees_what_is_lost(
-    application: Application, reference: Reference, tmp_path: Path, mutation: str
-) -> None:
-    prelude, place = MUTATIONS[mutation]
-    run = runs.copied(reference.broken, tmp_path / "run")
-    ended = application.go_on(run, prelude=prelude)
-    assert ended.code == 0, ended
-    assert any(place in difference for difference in runs.run_differences(run, reference.clean))
+def test_the_comparison_sees_what_is_lost(mutated: dict[str, Future[list[str]]], mutation: str) -> None:
+    place = MUTATIONS[mutation][1]
+    assert any(place in difference for difference in mutated[mutation].result())
 
 
+@side_by_side
 def test_the_comparison_sees_a_forgotten_best_loss(application: Application, tmp_path: Path) -> None:
     # The rate rises until training falls apart: an early validation is the best one.
     config = tiny.write(
@@ -189,7 +234,7 @@ def test_the_comparison_sees_a_forgotten_best_loss(application: Application, tmp
     forgetful = runs.copied(tmp_path / "run", tmp_path / "forgetful")
     forgets = faults.replaced("app.training.keepers.BestKeeper.load_state_dict", "lambda self, state: None")
     for ended in application.all(
-        [lambda: application.go_on(tmp_path / "run"), lambda: application.go_on(forgetful, prelude=forgets)]
+        lambda: application.go_on(tmp_path / "run"), lambda: application.go_on(forgetful, prelude=forgets)
     ):
         assert ended.code == 0, ended
     runs.assert_same_run(tmp_path / "run", clean)

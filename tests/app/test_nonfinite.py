@@ -8,8 +8,10 @@ import torch
 from tests.app.conftest import Reference
 from tests.support import faults, runs
 from tests.support.application import Application, Ended
+from tests.support.side_by_side import SideBySide
 
 pytestmark = pytest.mark.process
+side_by_side = SideBySide()
 
 # The fault belongs to a step, and is there again when that step is replayed for the diagnosis.
 _PATCH = """
@@ -106,6 +108,7 @@ def test_no_update_is_made_from_a_bad_step(
     assert not runs.differences(ours, theirs)
 
 
+@side_by_side
 def test_the_very_first_step(application: Application, reference: Reference, tmp_path: Path) -> None:
     fault, said = FAULTS["a module's output"]
     ended = trained(application, reference, tmp_path / "run", prelude=prelude(fault, 1))
@@ -116,6 +119,7 @@ def test_the_very_first_step(application: Application, reference: Reference, tmp
     assert runs.saved_steps(tmp_path / "run") == []
 
 
+@side_by_side
 def test_a_run_goes_on_from_the_last_good_checkpoint(
     application: Application, reference: Reference, tmp_path: Path
 ) -> None:
@@ -133,6 +137,7 @@ def test_a_run_goes_on_from_the_last_good_checkpoint(
     assert not runs.differences(runs.last_checkpoint(run), runs.last_checkpoint(reference.baseline))
 
 
+@side_by_side
 def test_bad_steps_are_left_out_on_request(
     application: Application, reference: Reference, tmp_path: Path
 ) -> None:
@@ -157,6 +162,7 @@ def test_bad_steps_are_left_out_on_request(
     runs.assert_same_run(tmp_path / "run", tmp_path / "clean")
 
 
+@side_by_side
 def test_too_many_bad_steps_in_a_row_end_the_run(
     application: Application, reference: Reference, tmp_path: Path
 ) -> None:
@@ -170,6 +176,7 @@ def test_too_many_bad_steps_in_a_row_end_the_run(
     assert said in ended.err
 
 
+@side_by_side
 def test_a_huge_learning_rate_is_caught(
     application: Application, reference: Reference, tmp_path: Path
 ) -> None:

@@ -6,13 +6,14 @@ import pytest
 
 from tests.support import faults, runs, tiny
 from tests.support.application import REPOSITORY, Application
+from tests.support.side_by_side import SideBySide
 
 pytestmark = pytest.mark.process
+side_by_side = SideBySide()
 TRUST = ("--trust_imports", "lane_mixer")
 
 
-@pytest.fixture
-def config(tmp_path: Path) -> Path:
+def configuration(tmp_path: Path) -> Path:
     (tmp_path / "lane_mixer.py").write_text((REPOSITORY / "tests" / "app" / "lane_mixer.py").read_text())
     model = {
         "class_path": "lane_mixer.LaneMixerModule",
@@ -22,7 +23,9 @@ def config(tmp_path: Path) -> Path:
     return tiny.write(tmp_path / "config.yaml", tiny.tilelli(text, model=model))
 
 
-def test_it_does_all_that_a_shipped_one_does(application: Application, config: Path, tmp_path: Path) -> None:
+@side_by_side
+def test_it_does_all_that_a_shipped_one_does(application: Application, tmp_path: Path) -> None:
+    config = configuration(tmp_path)
     clean, run = tmp_path / "clean", tmp_path / "run"
     words = ("fit", "--config", config, "--run_dir", run, "--resume", "auto", *TRUST)
     killed = application.start(*words, cwd=tmp_path, prelude=faults.kill_at("step", 27))
@@ -47,7 +50,9 @@ def test_it_does_all_that_a_shipped_one_does(application: Application, config: P
     assert "val/loss" in validated.out
 
 
-def test_it_must_be_trusted_each_time(application: Application, config: Path, tmp_path: Path) -> None:
+@side_by_side
+def test_it_must_be_trusted_each_time(application: Application, tmp_path: Path) -> None:
+    config = configuration(tmp_path)
     run = application.fit(config, tmp_path / "run", *TRUST, "--trainer.max_steps", 2)
     code = tmp_path / "lane_mixer.py"
     code.write_text(f"open({str(tmp_path / 'imported')!r}, 'w')\n{code.read_text()}")

@@ -9,16 +9,18 @@ import torch
 from tests.app.conftest import Reference
 from tests.support import faults, runs, tiny
 from tests.support.application import Application
+from tests.support.side_by_side import SideBySide
 
 pytestmark = pytest.mark.process
+side_by_side = SideBySide()
 
 
-@pytest.fixture
-def finished(reference: Reference, tmp_path: Path) -> Path:
+def a_finished_run(reference: Reference, folder: Path) -> Path:
     """A copy of the finished baseline run: 20 steps, checkpoints at 15 and 20."""
-    return runs.copied(reference.baseline, tmp_path / "run")
+    return runs.copied(reference.baseline, folder / "run")
 
 
+@side_by_side
 def test_a_run_needs_no_configuration_to_go_on(
     application: Application, reference: Reference, tmp_path: Path
 ) -> None:
@@ -32,9 +34,11 @@ def test_a_run_needs_no_configuration_to_go_on(
     assert second["changes"] == []
 
 
+@side_by_side
 def test_an_older_checkpoint_gives_up_the_later_history(
-    application: Application, finished: Path, reference: Reference, tmp_path: Path
+    application: Application, reference: Reference, tmp_path: Path
 ) -> None:
+    finished = a_finished_run(reference, tmp_path)
     older = finished / "checkpoints" / "resume-000015.ckpt"
     assert runs.saved_steps(finished, "best") == [20]
     # A kill before anything new is saved or logged must not bring it back.
@@ -46,7 +50,11 @@ def test_an_older_checkpoint_gives_up_the_later_history(
     runs.assert_same_run(finished, reference.baseline)
 
 
-def test_a_finished_run_gets_more_steps(application: Application, finished: Path) -> None:
+@side_by_side
+def test_a_finished_run_gets_more_steps(
+    application: Application, reference: Reference, tmp_path: Path
+) -> None:
+    finished = a_finished_run(reference, tmp_path)
     ended = application.go_on(finished, "--trainer.max_steps", 25, "--model.init_args.learning_rate", "1e-4")
     assert ended.code == 0, ended
     changes = [
@@ -77,8 +85,9 @@ def test_a_finished_run_gets_more_steps(application: Application, finished: Path
     ],
 )
 def test_what_makes_it_another_run_is_refused(
-    application: Application, finished: Path, options: tuple[str, ...], said: str
+    application: Application, options: tuple[str, ...], said: str, reference: Reference, tmp_path: Path
 ) -> None:
+    finished = a_finished_run(reference, tmp_path)
     before = runs.files(finished)
     ended = application.go_on(finished, "--trainer.max_steps", 25, *options)
     assert ended.code == 2, ended
@@ -87,6 +96,7 @@ def test_what_makes_it_another_run_is_refused(
     assert runs.files(finished) == before
 
 
+@side_by_side
 def test_another_text_is_refused(application: Application, tmp_path: Path) -> None:
     text = tiny.write_text(tmp_path / "text.txt")
     config = tiny.write(tmp_path / "config.yaml", tiny.gpt(text, trainer__max_steps=4))
@@ -101,9 +111,11 @@ def test_another_text_is_refused(application: Application, tmp_path: Path) -> No
     assert application.go_on(run, "--trainer.max_steps", 8).code == 0
 
 
+@side_by_side
 def test_an_existing_run_is_not_overwritten(
-    application: Application, finished: Path, reference: Reference
+    application: Application, reference: Reference, tmp_path: Path
 ) -> None:
+    finished = a_finished_run(reference, tmp_path)
     before = runs.files(finished)
     ended = application.run(
         "fit", "--config", reference.baseline_config, "--run_dir", finished, cwd=finished.parent
@@ -113,9 +125,11 @@ def test_an_existing_run_is_not_overwritten(
     assert runs.files(finished) == before
 
 
+@side_by_side
 def test_weights_alone_begin_a_new_run(
-    application: Application, finished: Path, reference: Reference, tmp_path: Path
+    application: Application, reference: Reference, tmp_path: Path
 ) -> None:
+    finished = a_finished_run(reference, tmp_path)
     seen = tmp_path / "weights.pt"
     looks = faults.at("step", f"torch.save(self.state_dict(), {str(seen)!r})", 1)
     ended = application.run(
@@ -131,9 +145,11 @@ def test_weights_alone_begin_a_new_run(
     assert {float(entry["step"]) for entry in optimizer.values()} == {2.0}
 
 
+@side_by_side
 def test_weights_that_do_not_fit_are_refused(
-    application: Application, finished: Path, reference: Reference, tmp_path: Path
+    application: Application, reference: Reference, tmp_path: Path
 ) -> None:
+    finished = a_finished_run(reference, tmp_path)
     ended = application.run(
         "fit", "--config", reference.baseline_config, "--init_from", finished, "--model.init_args.d_model", 32,
         "--run_dir", tmp_path / "new", cwd=tmp_path,
@@ -143,9 +159,11 @@ def test_weights_that_do_not_fit_are_refused(
     assert not (tmp_path / "new").exists()
 
 
+@side_by_side
 def test_options_that_exclude_each_other(
-    application: Application, finished: Path, reference: Reference, tmp_path: Path
+    application: Application, reference: Reference, tmp_path: Path
 ) -> None:
+    finished = a_finished_run(reference, tmp_path)
     config = reference.baseline_config
     for words, said in (
         (("--resume", finished, "--init_from", finished), "--resume and --init_from exclude each other"),
@@ -163,9 +181,11 @@ def test_options_that_exclude_each_other(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
 
 
+@side_by_side
 def test_a_saved_configuration_brings_no_run_directory(
-    application: Application, finished: Path, tmp_path: Path
+    application: Application, tmp_path: Path, reference: Reference
 ) -> None:
+    finished = a_finished_run(reference, tmp_path)
     config = finished / "config.yaml"
     config.write_text(config.read_text() + f"run_dir: {finished}\nresume: {finished}\n")
     before = runs.files(finished)

@@ -3,6 +3,9 @@
 import random
 import signal
 import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,17 +19,54 @@ pytestmark = pytest.mark.process
 CODES = {signal.SIGTERM: 143, signal.SIGUSR1: 143, signal.SIGHUP: 143, signal.SIGINT: 130}
 
 
-@pytest.mark.parametrize("signum", CODES, ids=lambda signum: signum.name)
-def test_a_stop_at_a_random_moment(
-    application: Application, reference: Reference, tmp_path: Path, signum: signal.Signals
+#: where a signal arrives in a run of 40 steps, and after which step the run stops; None if it is too late to
+PLACES = {
+    "step": (33, 33),  # the first of its two micro-batches: the step is finished
+    "validation": (40, 40),  # all of it is made again
+    "validation end": (40, None),
+    "save": (40, 40),
+    "summary": (0, None),
+}
+BEFORE_THE_FIRST_STEP = ("model", "setup", "optimizer", "stage", "start")
+
+
+@pytest.fixture(scope="module")
+def stops(
+    application: Application, reference: Reference, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Future[None]]:
+    """Runs that are stopped and go on, side by side; each job asserts what must hold."""
+    folder = tmp_path_factory.mktemp("stops")
+    jobs: dict[str, Callable[[], None]] = {}
+    for signum in CODES:
+        jobs[signum.name] = partial(at_a_random_moment, application, reference, folder / signum.name, signum)
+    for place in PLACES:
+        jobs[place] = partial(at_an_awkward_place, application, reference, folder / place, place)
+    for place in BEFORE_THE_FIRST_STEP:
+        jobs[place] = partial(before_the_first_step, application, reference, folder / place, place)
+    return application.begin(jobs)
+
+
+@pytest.mark.parametrize("name", [signum.name for signum in CODES])
+def test_a_stop_at_a_random_moment(stops: dict[str, Future[None]], name: str) -> None:
+    stops[name].result()
+
+
+def at_a_random_moment(
+    application: Application, reference: Reference, run: Path, signum: signal.Signals
 ) -> None:
     seed = time.time_ns()
     moment = random.Random(seed).uniform(0, 0.5)
     what = f"seed {seed}, signal {moment:.3f} s after the first step"
-    run = tmp_path / "run"
     # Signals to the whole group reach the workers too, as a scheduler's or a terminal's do.
     process = application.start(
-        "fit", "--config", reference.config, "--run_dir", run, "--data.init_args.num_workers", 2, cwd=tmp_path
+        "fit",
+        "--config",
+        reference.config,
+        "--run_dir",
+        run,
+        "--data.init_args.num_workers",
+        2,
+        cwd=run.parent,
     )
     process.wait_for("step      1/40")
     time.sleep(moment)
@@ -49,30 +89,31 @@ def test_a_stop_at_a_random_moment(
     runs.assert_same_run(run, reference.clean, what)
 
 
-@pytest.mark.parametrize(
-    ("place", "step", "stopped_after"),
-    [
-        ("step", 33, 33),  # the first of its two micro-batches: the step is finished
-        ("validation", 40, 40),  # all of it is made again
-        ("validation end", 40, None),  # too late to stop for
-        ("save", 40, 40),
-        ("summary", 0, None),
-    ],
-)
-def test_a_stop_at_an_awkward_place(
-    application: Application,
-    reference: Reference,
-    tmp_path: Path,
-    place: str,
-    step: int,
-    stopped_after: int | None,
-) -> None:
-    run = runs.copied(reference.broken, tmp_path / "run")
+@pytest.mark.stress
+@pytest.mark.timeout(1200)
+def test_many_stops_at_random_moments(application: Application, reference: Reference, tmp_path: Path) -> None:
+    jobs = {
+        f"{signum.name} {number}": partial(
+            at_a_random_moment, application, reference, tmp_path / f"{signum.name}-{number}", signum
+        )
+        for signum in CODES
+        for number in range(20)
+    }
+    for future in application.begin(jobs).values():
+        future.result()
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_stop_at_an_awkward_place(stops: dict[str, Future[None]], place: str) -> None:
+    stops[place].result()
+
+
+def at_an_awkward_place(application: Application, reference: Reference, run: Path, place: str) -> None:
+    step, stopped_after = PLACES[place]
+    runs.copied(reference.broken, run)
     words = ("fit", "--run_dir", run, "--resume", "auto", "--data.init_args.num_workers", 2)
-    process = application.start(
-        *words, cwd=tmp_path, prelude=faults.signal_at(place, signal.SIGTERM, step, group=True)
-    )
-    ended = process.wait(20)
+    fault = faults.signal_at(place, signal.SIGTERM, step, group=True)
+    ended = application.run(*words, cwd=run.parent, prelude=fault, timeout=20)
     if stopped_after is not None:
         assert ended.code == 143, ended
         assert f"stopped by SIGTERM after step {stopped_after};" in ended.out
@@ -83,13 +124,14 @@ def test_a_stop_at_an_awkward_place(
     runs.assert_same_run(run, reference.clean)
 
 
-@pytest.mark.parametrize("place", ["model", "setup", "optimizer", "start"])
-def test_a_stop_before_the_first_step(
-    application: Application, reference: Reference, tmp_path: Path, place: str
-) -> None:
-    run = tmp_path / "run"
+@pytest.mark.parametrize("place", BEFORE_THE_FIRST_STEP)
+def test_a_stop_before_the_first_step(stops: dict[str, Future[None]], place: str) -> None:
+    stops[place].result()
+
+
+def before_the_first_step(application: Application, reference: Reference, run: Path, place: str) -> None:
     words = ("fit", "--config", reference.baseline_config, "--run_dir", run, "--resume", "auto")
-    ended = application.run(*words, cwd=tmp_path, prelude=faults.signal_at(place, signal.SIGTERM))
+    ended = application.run(*words, cwd=run.parent, prelude=faults.signal_at(place, signal.SIGTERM))
     assert ended.code == 143, ended
     assert "Traceback" not in ended.err
     assert not (run / "lock").exists()
@@ -97,7 +139,7 @@ def test_a_stop_before_the_first_step(
         assert runs.status(run)["exit_code"] == 143
         assert runs.status(run)["state"] == "stopped"
         assert not [path for path in run.rglob("*") if path.name.endswith(".tmp")]
-    ended = application.run(*words, cwd=tmp_path)
+    ended = application.run(*words, cwd=run.parent)
     assert ended.code == 0, ended
     runs.assert_same_run(run, reference.baseline)
 

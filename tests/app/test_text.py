@@ -2,13 +2,15 @@
 
 import os
 from collections.abc import Callable
+from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from tests.app.conftest import Reference
 from tests.support import faults, runs, tiny
-from tests.support.application import Application
+from tests.support.application import Application, Ended
 
 pytestmark = pytest.mark.process
 
@@ -28,20 +30,39 @@ TEXTS: dict[str, tuple[Callable[[Path], object], str]] = {
 NO_MODEL = faults.at("model", "os._exit(99)")
 
 
+@pytest.fixture(scope="module")
+def refusals(
+    application: Application, reference: Reference, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Future[tuple[Path, Ended]]]:
+    """Every such text and the end of a run on it."""
+    root = tmp_path_factory.mktemp("texts")
+
+    def refused(folder: Path, make: Callable[[Path], object]) -> tuple[Path, Ended]:
+        folder.mkdir()
+        text = folder / "text"
+        make(text)
+        ended = application.run(
+            "fit", "--config", reference.baseline_config, "--data.init_args.path", text, cwd=folder, prelude=NO_MODEL,
+            timeout=20,
+        )  # fmt: skip
+        assert not (folder / "runs").exists()
+        return text, ended
+
+    return application.begin(
+        {
+            kind: partial(refused, root / str(number), make)
+            for number, (kind, (make, _)) in enumerate(TEXTS.items())
+        }
+    )
+
+
 @pytest.mark.parametrize("kind", TEXTS)
-def test_it_is_refused(application: Application, reference: Reference, tmp_path: Path, kind: str) -> None:
-    make, said = TEXTS[kind]
-    text = tmp_path / "text"
-    make(text)
-    ended = application.run(
-        "fit", "--config", reference.baseline_config, "--data.init_args.path", text, cwd=tmp_path, prelude=NO_MODEL,
-        timeout=20,
-    )  # fmt: skip
+def test_it_is_refused(refusals: dict[str, Future[tuple[Path, Ended]]], kind: str) -> None:
+    text, ended = refusals[kind].result()
     assert ended.code == 2, ended
-    assert said in ended.err, ended
+    assert TEXTS[kind][1] in ended.err, ended
     for line in ended.err.splitlines():
         assert line.startswith(f"error: data.init_args.path (command line): {text}: "), ended
-    assert not (tmp_path / "runs").exists()
 
 
 def test_the_validation_split_must_hold_a_target(

@@ -8,10 +8,13 @@ import yaml
 from tests.app.conftest import Reference
 from tests.support import runs, tiny
 from tests.support.application import Application
+from tests.support.side_by_side import SideBySide
 
 pytestmark = pytest.mark.process
+side_by_side = SideBySide()
 
 
+@side_by_side
 def test_all_watchers_and_none_give_the_same_weights(
     application: Application, reference: Reference, tmp_path: Path
 ) -> None:

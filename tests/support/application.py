@@ -10,8 +10,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -90,6 +90,7 @@ class Application:
         self.folder = folder
         self._socket = str(folder / "socket")
         self._counter = itertools.count(1)
+        self._pools: list[ThreadPoolExecutor] = []
         self.server = subprocess.Popen(
             [sys.executable, "-m", "tests.support.fork_server", self._socket],
             cwd=REPOSITORY,
@@ -104,7 +105,9 @@ class Application:
         self._owner.sendall(b'"owner"\n')
 
     def close(self) -> None:
-        """Ends the server."""
+        """Ends the server and all that it has started."""
+        for pool in self._pools:
+            pool.shutdown(wait=False, cancel_futures=True)
         self._owner.close()
         try:
             self.server.wait(10)
@@ -171,10 +174,19 @@ class Application:
             "fit", "--run_dir", run_dir, "--resume", "auto", *arguments, cwd=run_dir.parent, **options
         )
 
-    def all(self, jobs: Iterable[Callable[[], Result]], at_once: int = 2) -> list[Result]:
-        """Runs several jobs side by side, each a call of one of the methods above, and returns their results."""
-        with ThreadPoolExecutor(at_once) as pool:
-            return [future.result() for future in [pool.submit(job) for job in jobs]]
+    def begin(self, jobs: Mapping[str, Callable[[], Result]], at_once: int = 2) -> dict[str, Future[Result]]:
+        """Begins several jobs, so many side by side, each a call of one of the methods above or several.
+
+        A test then waits for its own: it fails by what that one raised.
+        """
+        pool = ThreadPoolExecutor(at_once)
+        self._pools.append(pool)
+        return {name: pool.submit(job) for name, job in jobs.items()}
+
+    def all(self, *jobs: Callable[[], Result]) -> list[Result]:
+        """Runs several jobs side by side and returns their results."""
+        begun = self.begin({str(number): job for number, job in enumerate(jobs)})
+        return [future.result() for future in begun.values()]
 
     def _connect(self) -> socket.socket:
         connection = socket.socket(socket.AF_UNIX)

@@ -22,6 +22,7 @@ PLACES = {
     "saved": ("app.training.keepers.RollingKeeper.forget", "args[0] == $step"),
     "setup": ("app.training.LanguageModelModule.setup", "True"),
     "optimizer": ("app.training.LanguageModelModule.configure_optimizers", "True"),
+    "stage": ("lightning.pytorch.Trainer._run_stage", "True"),
     "start": ("app.training.status_file.StatusFile.on_train_start", "True"),
     "model": ("app.training.command_line.RunCLI.build_model", "True"),
     "summary": ("app.training.summary.RunSummary.on_train_end", "True"),

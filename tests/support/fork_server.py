@@ -99,22 +99,23 @@ def _become(request: dict[str, Any]) -> None:
     sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
     if not request["whole_ending"]:
         _shorten_ending()
-    if request["prelude"]:
-        exec(compile(request["prelude"], "prelude", "exec"), {})
-    if request["warm_rank"]:
-        from tests.support import warm_rank
+    if not request["warm_rank"]:
+        _run(request["arguments"], request["prelude"])
+    from tests.support import warm_rank
 
-        warm_rank.prepare(_run)
-    _run(request["arguments"])
+    warm_rank.prepare(functools.partial(_run, prelude=request["prelude"]))
+    _run(request["arguments"], request["prelude"])
 
 
-def _run(arguments: Sequence[str]) -> NoReturn:
+def _run(arguments: Sequence[str], prelude: str) -> NoReturn:
     """The application from its command line to the end of the process."""
     import app.cli
 
     code = 1
     sys.argv = ["app", *arguments]
     try:
+        if prelude:
+            exec(compile(prelude, "prelude", "exec"), {})
         code = app.cli.main(list(arguments))
     except SystemExit as leave:
         code = leave.code if isinstance(leave.code, int) else int(leave.code is not None)

@@ -1,0 +1,157 @@
+"""What holds several ranks together: means with gradients, and who watches whom."""
+
+import multiprocessing
+import os
+import time
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from app.run.errors import AppError, RankLostError
+from app.training.distributed import (
+    LAUNCHER,
+    ParentWatch,
+    SupervisedLauncher,
+    is_broken_connection,
+    lost_rank,
+    mean_over_ranks,
+)
+from app.training.trainer_rules import is_distributed
+
+VALUES = torch.tensor([[0.1, 0.7, -0.3], [0.4, -0.2, 0.9]])  # one row per rank
+
+
+def nonlinear(mean: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """A function of the mean, as an auxiliary loss is one; not linear, so that a mean of values differs."""
+    return (weight * (mean - 0.5).square()).sum() + mean.exp().sum()
+
+
+def _rank(rank: int, store: str, results: Connection) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    values = VALUES[rank].clone().requires_grad_()
+    weight = torch.tensor([1.0, 2.0, 3.0], requires_grad=True)
+    loss = nonlinear(mean_over_ranks(values), weight)
+    loss.backward()
+    # What data parallelism does with every parameter's gradient.
+    assert weight.grad is not None
+    dist.all_reduce(weight.grad)
+    results.send([tensor.detach().numpy() for tensor in (loss, values.grad, weight.grad / 2)])
+    dist.barrier()
+    os._exit(0)
+
+
+def test_a_mean_over_ranks_has_the_gradient_of_the_whole(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    pipes, processes = [], []
+    for rank in range(2):
+        ours, theirs = context.Pipe(duplex=False)
+        process = context.Process(target=_rank, args=(rank, str(tmp_path / "store"), theirs))
+        process.start()
+        pipes.append(ours)
+        processes.append(process)
+    found: list[Any] = [pipe.recv() if pipe.poll(30) else None for pipe in pipes]
+    for process in processes:
+        process.join(10)
+        process.kill()
+    values = VALUES.clone().requires_grad_()
+    weight = torch.tensor([1.0, 2.0, 3.0], requires_grad=True)
+    loss = nonlinear(values.mean(0), weight)
+    loss.backward()
+    assert values.grad is not None
+    assert weight.grad is not None
+    for rank, (own_loss, own_gradient, weight_gradient) in enumerate(found):
+        torch.testing.assert_close(torch.tensor(own_loss), loss.detach())
+        # Parallel training takes the mean over ranks of all gradients: half of this rank's is what counts.
+        torch.testing.assert_close(torch.tensor(own_gradient) / 2, values.grad[rank])
+        torch.testing.assert_close(torch.tensor(weight_gradient), weight.grad)
+
+
+class Ended:
+    def __init__(self, code: int | None):
+        self.code = code
+        self.sent: list[int] = []
+
+    def poll(self) -> int | None:
+        return self.code
+
+    def send_signal(self, signum: int) -> None:
+        self.sent.append(signum)
+
+
+def test_the_first_lost_rank_is_named() -> None:
+    codes: list[Any] = [Ended(0), Ended(None), Ended(-9), Ended(1)]
+    assert lost_rank(codes) == (3, -9)
+    assert lost_rank(codes[:2]) is None
+
+
+def test_what_a_broken_connection_looks_like() -> None:
+    assert is_broken_connection(RuntimeError("[gloo/transport/tcp/pair.cc:553] Connection closed by peer"))
+    assert is_broken_connection(dist.DistBackendError("NCCL error"))
+    assert not is_broken_connection(RuntimeError("shape '[2]' is invalid"))
+    assert not is_broken_connection(KeyError("gloo"))
+
+
+@pytest.mark.parametrize(
+    ("code", "raised", "expected"),
+    [
+        (1, RuntimeError("gloo: Connection closed by peer"), RankLostError),
+        (None, RuntimeError("gloo: timed out"), RuntimeError),  # everybody is there: no rank was lost
+        (1, KeyError("mine"), KeyError),
+        (3, AppError("all ranks say so"), AppError),
+    ],
+)
+def test_whose_failure_it_was(
+    monkeypatch: pytest.MonkeyPatch, code: int | None, raised: Exception, expected: type[Exception]
+) -> None:
+    monkeypatch.setattr(
+        SupervisedLauncher, "_call_children_scripts", lambda self: setattr(self, "procs", [Ended(code)])
+    )
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(time, "monotonic", iter(range(1_000_000)).__next__)
+    monkeypatch.setenv(LAUNCHER, "")
+
+    class Environment:
+        creates_processes_externally = False
+
+        def validate_settings(self, num_devices: int, num_nodes: int) -> None:
+            pass
+
+    def function() -> None:
+        raise raised
+
+    launcher = SupervisedLauncher(Environment(), 2, 1)  # type: ignore[arg-type]
+    with pytest.raises(expected):
+        launcher.launch(function)
+    assert os.environ[LAUNCHER] == str(os.getpid())
+
+
+def test_a_launcher_that_ended_before_the_watch_is_missed_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(LAUNCHER, "1234567")
+    left: list[int] = []
+    monkeypatch.setattr(os, "_exit", left.append)
+    ParentWatch.of_this_rank().run()
+    assert left == [6]
+
+
+@pytest.mark.parametrize(
+    ("devices", "n_nodes", "expected"),
+    [
+        (1, 1, False),
+        (2, 1, True),
+        ("2", 1, True),  # as a command line gives it
+        ("1", 1, False),
+        ([0], 1, False),
+        ([0, 1], 1, True),
+        ("0,1", 1, True),
+        ("0,", 1, False),
+        ([3], 1, False),
+        (1, 2, True),
+        ("auto", 1, False),
+    ],
+)
+def test_whether_there_are_several_processes(devices: Any, n_nodes: int, expected: bool) -> None:
+    assert is_distributed({"devices": devices, "num_nodes": n_nodes, "accelerator": "cpu"}) is expected
