@@ -1,6 +1,7 @@
 """The Tilelli language model."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -55,37 +56,24 @@ class TilelliLM(LanguageModel):
         problems = [f"{name} = {count}: must be at least 1" for name, count in counts.items() if count < 1]
         if not 0 <= aux_weight < float("inf"):
             problems.append(f"aux_weight = {aux_weight}: must be finite and at least 0")
-        problems += TilelliBlock.problems(
-            d_model=d_model,
-            d_head=d_head,
-            kernel_size=kernel_size,
-            wide_kernel_size=wide_kernel_size,
-            top_k=top_k,
-            pathways=pathways,
-            n_banks=n_banks,
-            dense_expand=dense_expand,
-            dropout=dropout,
-        )
+        block: dict[str, Any] = {
+            "d_model": d_model,
+            "d_head": d_head,
+            "kernel_size": kernel_size,
+            "wide_kernel_size": wide_kernel_size,
+            "top_k": top_k,
+            "pathways": pathways,
+            "n_banks": n_banks,
+            "dense_expand": dense_expand,
+            "dropout": dropout,
+        }
+        problems += TilelliBlock.problems(**block)
         if problems:
             raise ValueError("\n".join(problems))
         self.dropout = dropout
         self.aux_weight = aux_weight
         self.n_banks = n_banks
-        blocks = [
-            TilelliBlock(
-                d_model=d_model,
-                d_head=d_head,
-                kernel_size=kernel_size,
-                wide_kernel_size=wide_kernel_size,
-                top_k=top_k,
-                pathways=pathways,
-                n_banks=n_banks,
-                quantize=quantize,
-                dense_expand=dense_expand,
-                dropout=dropout,
-            )
-            for _ in range(n_layers)
-        ]
+        blocks = [TilelliBlock(**block, quantize=quantize) for _ in range(n_layers)]
         self.pathway_names = blocks[0].pathway_names
         self.tok_emb = nn.Embedding(vocab_size, d_model)
         nn.init.normal_(self.tok_emb.weight, std=d_model**-0.5)
