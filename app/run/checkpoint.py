@@ -14,7 +14,6 @@ import re
 import stat
 import threading
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -38,12 +37,6 @@ def resume_name(step: int) -> str:
 def best_name(step: int) -> str:
     """Name of the checkpoint with the best validation loss, reached after ``step`` optimizer steps."""
     return f"best-{step:06d}.ckpt"
-
-
-def parse_step(path: str | os.PathLike[str]) -> int | None:
-    """The step in a checkpoint's name; None when it is not such a name."""
-    match = _NAME.match(Path(path).name)
-    return int(match["step"]) if match else None
 
 
 def sidecar_path(path: str | os.PathLike[str]) -> Path:
@@ -135,15 +128,12 @@ class _TrailingHash(threading.Thread):
         return self._hash.hexdigest()
 
 
-def write(
-    obj: object, path: str | os.PathLike[str], *, on_written: Callable[[Path, str], None] | None = None
-) -> str:
+def write(obj: object, path: str | os.PathLike[str]) -> str:
     """Writes a checkpoint and its sidecar, atomically and durably.
 
     Args:
         obj: tensors, numbers, texts and None in dicts, lists, tuples and sets.
         path: target; replaced if it exists, and until the very end either content verifies.
-        on_written: called with the path and the hash once everything is durable.
 
     Returns:
         The SHA-256 of the file, in hexadecimal.
@@ -189,8 +179,6 @@ def write(
             raise storage_error(error, target, size) from error
     if before:
         write_text(sidecar_path(target), line)
-    if on_written is not None:
-        on_written(target, digest)
     return digest
 
 

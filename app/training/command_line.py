@@ -190,7 +190,7 @@ class RunCLI(LightningCLI):
         """Nothing: the run seeds its own generators."""
 
     def instantiate_classes(self) -> None:
-        """Nothing yet: :meth:`build` does it when the run directory is there."""
+        """Nothing yet: :meth:`build_data`, :meth:`build_model` and :meth:`build_trainer` do it one by one."""
 
     def build_data(self) -> Any:
         """The data module alone, its text read and checked, before any network exists."""

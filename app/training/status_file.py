@@ -9,7 +9,7 @@ from app.run.status import write_status
 
 
 class StatusFile(Callback):
-    """Says ``running`` with the step of the newest checkpoint; rank zero writes.
+    """Says ``running`` with the step at which a checkpoint was last begun; rank zero writes.
 
     How the run ends is written by whoever catches the end.
 
