@@ -43,6 +43,20 @@ class Axis(NamedTuple):
     labels: tuple[str, ...] = ()
 
 
+class TernaryWeight(NamedTuple):
+    """The quantised form of one stored weight.
+
+    Attributes:
+        trits: int8, −1, 0 or 1, in the shape of the weight.
+        scale: fp32, broadcastable to it; the weight used is ``scale · trits``.
+        layer: index of the block that it belongs to; None outside of the blocks.
+    """
+
+    trits: Tensor
+    scale: Tensor
+    layer: int | None
+
+
 @dataclass(frozen=True)
 class Measure:
     """One quantity that a network reports, with all a watcher needs to log, reduce and draw it.

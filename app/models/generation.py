@@ -1,6 +1,7 @@
 """Text generation, token by token, for every language model."""
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,8 +22,9 @@ def generate(
 ) -> Iterator[Tensor]:
     """Continue each row of ``idx``, in evaluation mode and without gradients.
 
-    The network reads at most L tokens at a time. A context that has grown beyond L goes on from its last
-    L // 2 tokens, so that a cache of L positions would be refilled once in L / 2 tokens.
+    A network that can step reads each token once, others the whole context again for each. Either way it reads
+    at most L tokens at a time: a context that has grown beyond L goes on from its last L // 2 tokens, so that a
+    cache of L positions is refilled once in L / 2 tokens.
 
     Args:
         network: any language model.
@@ -83,10 +85,18 @@ def _steps(
     was_training = network.training
     network.eval()
     try:
+        cache: Any = None
         for _ in range(max_new_tokens):
             if limit is not None and context.shape[1] > limit:
                 context = context[:, -max(1, limit // 2) :]
-            token = next_token(network(context).logits[:, -1].float())
+                cache = None
+            if not network.can_step:
+                logits = network(context).logits[:, -1]
+            elif cache is None:
+                logits, cache = network.prefill(context)
+            else:
+                logits = network.step(context[:, -1], cache)
+            token = next_token(logits.float())
             yield token
             context = torch.cat([context, token.unsqueeze(1)], dim=1)
     finally:

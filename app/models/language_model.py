@@ -2,14 +2,15 @@
 
 import functools
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from app.records import LanguageModelOutput, Measure
+from app.records import LanguageModelOutput, Measure, TernaryWeight
 
 IGNORED_TARGET = -100
 
@@ -21,9 +22,11 @@ class LanguageModel(nn.Module):
 
     Attributes:
         max_context: longest T that ``forward`` takes; None where any length will do.
+        can_step: whether :meth:`prefill` and :meth:`step` are there, for generation at a constant cost per token.
     """
 
     max_context: int | None = None
+    can_step: bool = False
     _init_args: dict[str, Any]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -66,7 +69,8 @@ class LanguageModel(nn.Module):
         """Trainable parameters, each exactly once and in a fixed order, by whether weight decay applies.
 
         Returns:
-            ``{"name", "params", "decay"}`` for matrices (decayed) and vectors (not).
+            ``{"name", "params", "decay"}`` for matrices (decayed) and vectors (not); a group may add ``"rate"``,
+            the factor on its learning rate, 1 where absent.
         """
         matrices: list[nn.Parameter] = []
         vectors: list[nn.Parameter] = []
@@ -90,8 +94,71 @@ class LanguageModel(nn.Module):
         """The weighted auxiliary loss ``()`` of :meth:`auxiliary_means`, of one batch or averaged."""
         return means.new_zeros(())
 
+    def step_sums(self) -> list[Tensor]:
+        """Where training forwards add up what :meth:`after_optimizer_step` needs of the global batch.
+
+        Non-persistent buffers: sums and counts of the micro-batches of one optimizer step on this rank. They are
+        added up over the ranks by one all-reduce before that call, and emptied after it.
+        """
+        return []
+
+    def after_optimizer_step(self, step: int) -> None:
+        """Moves what training moves without a gradient: once per optimizer step, the same on every rank.
+
+        Must not read a value back to the host. Where the step is left out as non-finite, what
+        :meth:`running_state` names is put back as it was before the step.
+
+        Args:
+            step: number of the step just made, counted from 1; with a seed it keys whatever is drawn here.
+        """
+
+    def running_state(self) -> list[Tensor]:
+        """Everything that forwards in training or :meth:`after_optimizer_step` move without a gradient."""
+        return []
+
+    @contextmanager
+    def with_rule(self, rule: str) -> Iterator["LanguageModel"]:
+        """For the time of a ``with`` block, every layer that can learn by another rule learns by this one.
+
+        Args:
+            rule: ``"bp"`` is back-propagation, the only rule of a network without such layers.
+
+        Raises:
+            ValueError: no layer of this network knows the rule.
+        """
+        if rule != "bp":
+            raise ValueError(f"rule = {rule!r}: {type(self).__name__} learns by back-propagation (bp) only")
+        yield self
+
+    def prefill(self, idx: Tensor) -> tuple[Tensor, Any]:
+        """Reads a prompt at once.
+
+        Args:
+            idx: ``(B, T)`` int64, T ≥ 1.
+
+        Returns:
+            Logits ``(B, V)`` of the token after the prompt, and a cache to go on from with :meth:`step`.
+        """
+        raise NotImplementedError
+
+    def step(self, token: Tensor, cache: Any) -> Tensor:
+        """Reads one more token of each row, at a cost that does not grow with a second reading of the rest.
+
+        Args:
+            token: ``(B,)`` int64.
+            cache: of :meth:`prefill` on the same rows; changed in place.
+
+        Returns:
+            Logits ``(B, V)`` of the next token, as :meth:`forward` would give them for the last position.
+        """
+        raise NotImplementedError
+
     def measures(self, output: LanguageModelOutput) -> Mapping[str, Measure]:
         """What this network reports about itself; nothing unless overridden."""
+        return {}
+
+    def ternary_weights(self) -> Mapping[str, TernaryWeight]:
+        """The quantised form of every weight that is used as trits, by parameter name; none unless overridden."""
         return {}
 
 

@@ -48,6 +48,15 @@ class _MeanOverRanks(torch.autograd.Function):
         return gradient / torch.distributed.get_world_size()
 
 
+def sum_over_ranks(tensors: Sequence[Tensor]) -> None:
+    """Adds tensors of any shapes up over all ranks, in place, by one all-reduce in double precision."""
+    wide = torch.float32 if tensors[0].device.type == "mps" else torch.float64
+    flat = torch.cat([tensor.reshape(-1).to(wide) for tensor in tensors])
+    torch.distributed.all_reduce(flat)
+    for tensor, total in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+        tensor.copy_(total.reshape(tensor.shape))
+
+
 class SupervisedDDPStrategy(DDPStrategy):
     """Data parallelism in which no rank overwrites another's buffers and no lost rank goes unnoticed.
 

@@ -1,7 +1,7 @@
 """The LightningModule that every architecture trains in."""
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -13,7 +13,7 @@ from app.models import LanguageModel, LanguageModelOutput
 from app.models.generation import generate
 from app.records import StepRecord
 from app.run.errors import ConfigurationError
-from app.training.distributed import mean_over_ranks
+from app.training.distributed import mean_over_ranks, sum_over_ranks
 from app.training.nonfinite import FiniteGate, poison
 from app.training.schedules import Schedule, rate_factor
 
@@ -83,6 +83,7 @@ class LanguageModelModule(LightningModule):
         self.gate = FiniteGate(nonfinite)
         self.gradient_norm: Tensor | None = None
         self.last_validation: dict[str, float] = {}
+        self._state_before: list[Tensor] = []
         self._evaluation_sums: Tensor | None = None
         self._token_bytes: Tensor | None = None
 
@@ -127,6 +128,8 @@ class LanguageModelModule(LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Any]:
         """One micro-batch ``(idx, targets)``, each ``(B, T)``; returns the loss and its record."""
         idx, targets = batch
+        if batch_idx % self.trainer.accumulate_grad_batches == 0:
+            self._state_before = [state.detach().clone() for state in self.network.running_state()]
         output = self.network(idx, targets)
         auxiliary = self._auxiliary_loss(output)
         assert output.loss is not None
@@ -175,7 +178,11 @@ class LanguageModelModule(LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """One fused optimizer over the network's parameter groups; fused, so that a flag can gate its step."""
         groups = [
-            {"params": group["params"], "weight_decay": self.weight_decay if group["decay"] else 0.0}
+            {
+                "params": group["params"],
+                "weight_decay": self.weight_decay if group["decay"] else 0.0,
+                "rate": group.get("rate", 1.0),
+            }
             for group in self.network.parameter_groups()
             if group["params"]
         ]
@@ -190,9 +197,10 @@ class LanguageModelModule(LightningModule):
     def on_train_start(self) -> None:
         """Puts this configuration's decay and coefficients in place of those a checkpoint brought along."""
         optimizer = self.trainer.optimizers[0]
-        decays = [g["decay"] for g in self.network.parameter_groups() if g["params"]]
-        for group, decays_weights in zip(optimizer.param_groups, decays, strict=True):
-            group["weight_decay"] = self.weight_decay if decays_weights else 0.0
+        described = [group for group in self.network.parameter_groups() if group["params"]]
+        for group, description in zip(optimizer.param_groups, described, strict=True):
+            group["weight_decay"] = self.weight_decay if description["decay"] else 0.0
+            group["rate"] = description.get("rate", 1.0)
             if self.optimizer_name == "sgd":
                 group["momentum"] = self.beta1
             else:
@@ -221,8 +229,28 @@ class LanguageModelModule(LightningModule):
         self.gradient_norm = torch.nn.utils.clip_grad_norm_(parameters, limit, foreach=True).detach()
         rate = self.current_learning_rate(self.trainer.global_step)
         for group in optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["rate"]
         self.gate.update(optimizer, self.gradient_norm, self.trainer.global_step + 1)
+
+    def optimizer_step(
+        self,
+        epoch: int,
+        batch_idx: int,
+        optimizer: Any,
+        optimizer_closure: Callable[[], Any] | None = None,
+    ) -> None:
+        """One update of the weights, then of whatever else the network moves once per step."""
+        step = self.trainer.global_step + 1
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        sums = self.network.step_sums()
+        if sums and self.trainer.world_size > 1:
+            sum_over_ranks(sums)
+        with torch.no_grad():
+            self.network.after_optimizer_step(step)
+            for total in sums:
+                total.zero_()
+            for state, before in zip(self.network.running_state(), self._state_before, strict=True):
+                self.gate.keep(state, before)
 
     # -- evaluation -------------------------------------------------------------------------------------
 
@@ -239,7 +267,19 @@ class LanguageModelModule(LightningModule):
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Adds one batch to the sums; targets of −100 count nothing, so padding leaves no trace."""
         idx, targets = batch
-        logits = self.network(idx).logits
+        output = self.network(idx)
+        self._count(output.logits, targets)
+        self.after_scoring(output, targets)
+
+    def after_scoring(self, output: LanguageModelOutput, targets: Tensor) -> None:
+        """Called with each evaluation batch once it is counted; a network that adapts to what it reads does so here.
+
+        Args:
+            output: of the network, on this rank's ``(B, T)`` part of the batch.
+            targets: ``(B, T)`` int64, −100 where there is padding.
+        """
+
+    def _count(self, logits: Tensor, targets: Tensor) -> None:
         nats = F.cross_entropy(
             logits.float().flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="sum"
         )

@@ -56,6 +56,11 @@ class FiniteGate:
         self._closed = torch.maximum(sticky, bad.to(sticky.dtype))
         optimizer.found_inf = self._closed  # type: ignore[attr-defined]
 
+    def keep(self, state: Tensor, before: Tensor) -> None:
+        """Puts ``state`` back to ``before``, in place, where the gate was shut for the step just made."""
+        assert self._closed is not None
+        state.copy_(torch.where(self._closed.bool(), before, state))
+
     def read(self) -> tuple[int, int, int]:
         """First bad step (0 if none), steps left out so far, and how many in a row; one transfer."""
         if self._counts is None:

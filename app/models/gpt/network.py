@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from app.models.attention import KeyValueCache, SoftmaxAttention
 from app.models.language_model import LanguageModel, next_token_loss
 from app.records import LanguageModelOutput
 
@@ -24,15 +25,17 @@ class CausalSelfAttention(nn.Module):
         self.k_proj = nn.Linear(d_model, d_model, bias=bias)
         self.v_proj = nn.Linear(d_model, d_model, bias=bias)
         self.o_proj = nn.Linear(d_model, d_model, bias=bias)
+        self.core = SoftmaxAttention()
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Mix positions; the residual dropout is applied here."""
+    def forward(self, x: Tensor, cache: KeyValueCache | None = None) -> Tensor:
+        """Mix positions, those in the cache before those of ``x``; the residual dropout is applied here."""
         q, k, v = (
             proj(x).unflatten(-1, (self.n_heads, -1)).transpose(1, 2)  # (B, H, T, d)
             for proj in (self.q_proj, self.k_proj, self.v_proj)
         )
-        dropout = self.dropout if self.training else 0.0
-        y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
+        if cache is not None:
+            k, v = cache.append(k, v)
+        y = self.core(q, k, v, self.dropout if self.training else 0.0)
         y = self.o_proj(y.transpose(1, 2).flatten(2))  # (B, T, D)
         return F.dropout(y, self.dropout, self.training)
 
@@ -61,9 +64,9 @@ class GPTBlock(nn.Module):
         self.ln2 = nn.LayerNorm(d_model)
         self.mlp = MLP(d_model, dropout, bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """``(B, T, D) → (B, T, D)``."""
-        x = x + self.attn(self.ln1(x))
+    def forward(self, x: Tensor, cache: KeyValueCache | None = None) -> Tensor:
+        """``(B, T, D) → (B, T, D)``, positions in the cache before those of ``x``."""
+        x = x + self.attn(self.ln1(x), cache)
         return x + self.mlp(self.ln2(x))
 
 
@@ -86,6 +89,8 @@ class GPT(LanguageModel):
     Raises:
         ValueError: an argument is out of range; the message names every such argument.
     """
+
+    can_step = True
 
     def __init__(
         self,
@@ -148,20 +153,37 @@ class GPT(LanguageModel):
         Raises:
             ValueError: T is beyond ``block_size``.
         """
-        T = idx.shape[1]
-        if self.max_context is not None and self.max_context < T:
-            raise ValueError(
-                f"a context of {T} tokens: this network reads at most block_size = {self.max_context}"
-            )
-        position = torch.arange(T, device=idx.device)
-        x = self.tok_emb(idx) + self.pos_emb(position)  # (B, T, D)
-        x = F.dropout(x, self.dropout, self.training)
-        for block in self.blocks:
-            x = block(x)
-        logits = self.head(self.ln_f(x))  # (B, T, V)
+        logits = self.head(self._hidden(idx))  # (B, T, V)
         return LanguageModelOutput(
             logits=logits,
             loss=next_token_loss(logits, targets),
             aux_loss=torch.zeros((), device=logits.device),
             routing=[],
         )
+
+    def prefill(self, idx: Tensor) -> tuple[Tensor, list[KeyValueCache]]:
+        """See :meth:`LanguageModel.prefill`; a cache of ``block_size`` positions per block."""
+        assert self.max_context is not None
+        caches = [KeyValueCache(self.max_context) for _ in self.blocks]
+        return self.head(self._hidden(idx, caches)[:, -1]), caches
+
+    def step(self, token: Tensor, cache: list[KeyValueCache]) -> Tensor:
+        """See :meth:`LanguageModel.step`; at most ``block_size`` positions in all."""
+        logits: Tensor = self.head(self._hidden(token[:, None], cache)[:, -1])
+        return logits
+
+    def _hidden(self, idx: Tensor, caches: list[KeyValueCache] | None = None) -> Tensor:
+        """What the head reads, ``(B, T, D)``."""
+        start = 0 if caches is None else caches[0].length
+        end = start + idx.shape[1]
+        if self.max_context is not None and self.max_context < end:
+            raise ValueError(
+                f"a context of {end} tokens: this network reads at most block_size = {self.max_context}"
+            )
+        position = torch.arange(start, end, device=idx.device)
+        x = self.tok_emb(idx) + self.pos_emb(position)  # (B, T, D)
+        x = F.dropout(x, self.dropout, self.training)
+        for i, block in enumerate(self.blocks):
+            x = block(x, None if caches is None else caches[i])
+        hidden: Tensor = self.ln_f(x)
+        return hidden
