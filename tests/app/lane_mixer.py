@@ -1,4 +1,7 @@
-"""An architecture of a user's own in one file: two lanes per token, chosen by a learned gate."""
+"""An architecture of a user's own in one file: two lanes per token, chosen by a learned gate.
+
+It also follows its lanes' shares of tokens with running means, which move once per optimizer step.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -22,6 +25,8 @@ class LaneMixer(LanguageModel):
         self.gates = nn.ModuleList(nn.Linear(d_model, 2) for _ in range(n_layers))
         self.lanes = nn.ModuleList(nn.Linear(d_model, 2 * d_model) for _ in range(n_layers))
         self.head = nn.Linear(d_model, vocab_size)
+        self.register_buffer("running_share", torch.full((n_layers, 2), 0.5))
+        self.register_buffer("share_sums", torch.zeros(n_layers, 2), persistent=False)
 
     def forward(self, idx: Tensor, targets: Tensor | None = None) -> LanguageModelOutput:
         x = F.dropout(self.embedding(idx), self.dropout, self.training)
@@ -33,7 +38,10 @@ class LaneMixer(LanguageModel):
             x = x + (lanes(mean).unflatten(-1, (2, -1)) * weights[..., None]).sum(-2)
             routing.append(weights)
         logits = self.head(x)
-        means = torch.stack(routing).mean((1, 2))
+        weights = torch.stack(routing)
+        means = weights.mean((1, 2))
+        if self.training:
+            self.share_sums += weights.detach().sum((1, 2))
         return LanguageModelOutput(
             logits, next_token_loss(logits, targets), self.auxiliary_losses(means), routing
         )
@@ -44,6 +52,15 @@ class LaneMixer(LanguageModel):
     def auxiliary_losses(self, means: Tensor) -> Tensor:
         return 0.01 * (means - 0.5).square().sum()
 
+    def step_sums(self) -> list[Tensor]:
+        return [self.share_sums]
+
+    def after_optimizer_step(self, step: int) -> None:
+        self.running_share.lerp_(self.share_sums / self.share_sums.sum(-1, keepdim=True), 0.1)
+
+    def running_state(self) -> list[Tensor]:
+        return [self.running_share]
+
     def measures(self, output: LanguageModelOutput) -> Mapping[str, Measure]:
         weights = torch.stack(output.routing).detach()
         layer, lane = Axis("layer"), Axis("lane", ("slow", "fast"))
@@ -51,6 +68,7 @@ class LaneMixer(LanguageModel):
         chosen = F.one_hot(weights.argmax(-1), 2).sum((1, 2))[:, :, None]
         return {
             "lane_share": Measure(weights.mean((1, 2)), (layer, lane), "share", target=torch.tensor(0.5)),
+            "running_share": Measure(self.running_share.detach(), (layer, lane), "share", reduce="none"),
             "lane_entropy": Measure(entropy.mean((1, 2)), (layer,), "level", unit="nats"),
             "lane_load": Measure(chosen, (layer, lane, Axis("bank")), "count", reduce="sum"),
         }

@@ -37,7 +37,7 @@ def test_it_does_all_that_a_shipped_one_does(application: Application, tmp_path:
     # Every shipped watcher has found what it watches, by kind and axes alone.
     row = next(row for row in runs.curve(run) if row["step"] == "40" and "train/loss" in row)
     for key in (
-        "train/aux_loss", "routes/lane_share/slow/l01", "routes/lane_share/fast/max", "routes/lane_entropy",
+        "train/aux_loss", "routes/running_share/slow", "routes/lane_share/slow/l01", "routes/lane_share/fast/max", "routes/lane_entropy",
         "balance/max_over_mean_load", "balance/dead_banks",
     ):  # fmt: skip
         assert key in row, sorted(row)
