@@ -91,6 +91,27 @@ class Measure:
         return any(axis.name == name for axis in self.axes)
 
 
+@dataclass(frozen=True)
+class TokenMeasure:
+    """One quantity of every token: what a :class:`Measure` is a statistic of.
+
+    Attributes:
+        values: detached, ``(layers, B, T)`` or, of the network as a whole, ``(B, T)``; integers index ``labels``.
+        labels: names of the categories; empty for a quantity.
+        unit: unit of a quantity, such as ``"nats"``; empty for plain numbers and categories.
+    """
+
+    values: Tensor
+    labels: tuple[str, ...] = ()
+    unit: str = ""
+
+    def __post_init__(self) -> None:
+        if self.values.dim() not in (2, 3):
+            raise ValueError(
+                f"a token measure has shape (layers, B, T) or (B, T), not {tuple(self.values.shape)}"
+            )
+
+
 @dataclass(eq=False)
 class StepRecord:
     """What one training micro-batch left behind for the watchers.

@@ -2,7 +2,7 @@
 
 import functools
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,7 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from app.records import LanguageModelOutput, Measure, TernaryWeight
+from app.models.local_linear import local_linears
+from app.models.rules import following
+from app.records import LanguageModelOutput, Measure, TernaryWeight, TokenMeasure
 
 IGNORED_TARGET = -100
 
@@ -86,6 +88,21 @@ class LanguageModel(nn.Module):
         """Whether a parameter maps features to features, rather than scaling or shifting each."""
         return parameter.dim() >= 2
 
+    def is_hidden_matrix(self, name: str, parameter: nn.Parameter) -> bool:
+        """Whether a parameter is a matrix, or a stack of matrices, between hidden features.
+
+        An optimizer may then treat each matrix as a linear map. By default the matrices of the blocks (whose names
+        carry a block's number), without embeddings and convolutions; so neither the token embedding nor the head.
+        """
+        owner, _, _ = name.rpartition(".")
+        is_in_block = any(part.isdigit() for part in owner.split("."))
+        kept_out = (nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+        return (
+            is_in_block
+            and self.is_matrix(name, parameter)
+            and not isinstance(self.get_submodule(owner), kept_out)
+        )
+
     def auxiliary_means(self, output: LanguageModelOutput) -> Tensor | None:
         """Batch means that the auxiliary loss is a function of, with their graph; None without one."""
         return None
@@ -116,19 +133,62 @@ class LanguageModel(nn.Module):
         """Everything that forwards in training or :meth:`after_optimizer_step` move without a gradient."""
         return []
 
+    def starting_weights(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What this network begins from when it takes the weights of another run.
+
+        A network that can go on from another architecture's weights adds or leaves out what differs; what
+        does not fit after that is an error of the one who takes them.
+
+        Args:
+            weights: state dict of the other network.
+        """
+        return dict(weights)
+
+    def parameter_counts(self) -> dict[str, int]:
+        """Numbers that the network holds: ``trainable`` and ``frozen`` parameters, fixed ``feedback`` matrices."""
+        counts = {"trainable": 0, "frozen": 0}
+        for parameter in self.parameters():
+            counts["trainable" if parameter.requires_grad else "frozen"] += parameter.numel()
+        fixed = (layer.feedback for layer in local_linears(self))
+        return counts | {"feedback": sum(matrix.numel() for matrix in fixed if matrix is not None)}
+
     @contextmanager
     def with_rule(self, rule: str) -> Iterator["LanguageModel"]:
         """For the time of a ``with`` block, every layer that can learn by another rule learns by this one.
 
         Args:
-            rule: ``"bp"`` is back-propagation, the only rule of a network without such layers.
+            rule: ``"bp"`` is back-propagation, the only rule of a network without such layers; hand-written
+                backward passes of norms and activations are exact with it too.
 
         Raises:
             ValueError: no layer of this network knows the rule.
         """
-        if rule != "bp":
-            raise ValueError(f"rule = {rule!r}: {type(self).__name__} learns by back-propagation (bp) only")
-        yield self
+        with following(self, rule):
+            yield self
+
+    @contextmanager
+    def layer_outputs(self) -> Iterator[dict[str, Tensor]]:
+        """For the time of a ``with`` block, keeps what each block gives in the newest forward pass.
+
+        Returns:
+            A dict that forward passes fill: ``(B, T, D)`` of each module in ``self.blocks``, by its name, in order
+            of depth; empty for a network without any. With their graph, where there is one.
+        """
+        kept: dict[str, Tensor] = {}
+
+        def keeper(name: str) -> Callable[..., None]:
+            def keep(block: nn.Module, inputs: Any, output: Any) -> None:
+                kept[name] = output[0] if isinstance(output, tuple) else output
+
+            return keep
+
+        blocks = getattr(self, "blocks", [])
+        handles = [block.register_forward_hook(keeper(f"blocks.{i}")) for i, block in enumerate(blocks)]
+        try:
+            yield kept
+        finally:
+            for handle in handles:
+                handle.remove()
 
     def prefill(self, idx: Tensor) -> tuple[Tensor, Any]:
         """Reads a prompt at once.
@@ -155,6 +215,14 @@ class LanguageModel(nn.Module):
 
     def measures(self, output: LanguageModelOutput) -> Mapping[str, Measure]:
         """What this network reports about itself; nothing unless overridden."""
+        return {}
+
+    def token_measures(self, output: LanguageModelOutput) -> Mapping[str, TokenMeasure]:
+        """What happened to each token of a forward, for reading single texts; nothing unless overridden.
+
+        Args:
+            output: of this network; its means over tokens are what :meth:`measures` reports of it.
+        """
         return {}
 
     def ternary_weights(self) -> Mapping[str, TernaryWeight]:

@@ -2,12 +2,14 @@
 
 import inspect
 import os
+import shlex
 import sys
 from argparse import ArgumentError
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from jsonargparse import Namespace, set_loader, set_parsing_settings
 from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -69,9 +71,10 @@ class RunCLI(LightningCLI):
             parser_kwargs={
                 "allow_abbrev": False,
                 "prog": "app fit",
-                "usage": "app fit --config NAME_OR_FILE [--config OVERLAY …] [options]",
+                "usage": "app fit --config NAME_OR_FILE [--config OVERLAY …] [--dry_run] [options]",
                 "description": "Trains a network. Options come from YAML files, left to right, then from the command "
-                "line. --model.help CLASS and --data.help CLASS list what a class takes.",
+                "line. --dry_run prints parameters, memory and time, and stops. --model.help CLASS and --data.help "
+                "CLASS list what a class takes.",
             },
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
@@ -97,6 +100,12 @@ class RunCLI(LightningCLI):
             ("trust_imports", "let configurations import from this package of yours"),
         ):
             parser.add_argument(f"--{flag}", type=str | None, default=None, help=text)
+        parser.add_argument(
+            "--accept_data_change",
+            type=bool,
+            default=False,
+            help="with --resume, go on although the text was changed; it is recorded (stands alone)",
+        )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Hands the data's vocabulary and block size to the model."""
@@ -168,15 +177,17 @@ class RunCLI(LightningCLI):
 
     def notes(self) -> list[str]:
         """Settings that have no effect beside the others, and what a person should know of the rest."""
-        section = self.config["model"]
-        arguments = section.init_args.as_dict()
-        given = {str(s.path[-1]) for s in self._given if s.path[:2] == ("model", "init_args")}
-        found = [
-            self.located(f"model.init_args.{name}", f"has no effect {reason}")
-            for name, reason in _imported(section.class_path).without_effect(**arguments)
-            if name in given
-            and arguments[name] != inspect.signature(_owner(section, name)).parameters[name].default
-        ]
+        found = []
+        for key in ("model", "data"):
+            section = self.config[key]
+            arguments = section.init_args.as_dict()
+            given = {str(s.path[-1]) for s in self._given if s.path[:2] == (key, "init_args")}
+            found += [
+                self.located(f"{key}.init_args.{name}", f"has no effect {reason}")
+                for name, reason in _imported(section.class_path).without_effect(**arguments)
+                if name in given
+                and arguments[name] != inspect.signature(_owner(section, name)).parameters[name].default
+            ]
         limit = self.config["trainer"]["limit_val_batches"]
         if limit not in (None, 1.0):
             found.append(
@@ -196,6 +207,10 @@ class RunCLI(LightningCLI):
         """The data module alone, its text read and checked, before any network exists."""
         section = self.config["data"]
         data = _imported(section.class_path)(**section.init_args.as_dict())
+        # What a message can name for a machine with a network.
+        configs = self.launch.configs or [str(file.path) for file in self.files]
+        words = [word for name in configs for word in ("--config", name)]
+        data.prepare_command = shlex.join(["app", "prepare", *words, *self.launch.overrides])
         try:
             data.check_source()
         except DataError as error:
@@ -204,7 +219,7 @@ class RunCLI(LightningCLI):
                 for s in self._given
                 if s.path[:2] == ("data", "init_args")
             }
-            named = origins.get("path") or origins.get("source") or "data"
+            named = next((origins[key] for key in ("path", "data_dir", "source") if key in origins), "data")
             raise DataError(f"{named}: {problem}" for problem in error.problems) from error
         self._check_linked(data)
         return data
@@ -240,7 +255,23 @@ class RunCLI(LightningCLI):
             model = class_type(**arguments)
         except (ValueError, TypeError) as error:
             raise ConfigurationError(f"model ({section.class_path}): {error}") from error
+        except (MemoryError, RuntimeError) as error:
+            if not _is_allocation(error):
+                raise
+            raise ConfigurationError(
+                f"model ({section.class_path}): {_laid_out(class_type, arguments)} for which this machine has no "
+                "memory; make the network smaller"
+            ) from error
         assert isinstance(model, LanguageModelModule)
+        precision = self.config["trainer"]["precision"]
+        if precision == "bf16-true" and any(t.is_floating_point() for t in model.network.running_state()):
+            raise ConfigurationError(
+                self.located(
+                    "trainer.precision",
+                    "'bf16-true' would round away most of what this network's running statistics move in a step; use "
+                    "bf16-mixed",
+                )
+            )
         return model
 
     def build_trainer(
@@ -301,11 +332,14 @@ def allow_imports(trusted: Sequence[str]) -> None:
 
 def describe_network(network: Any) -> str:
     """Class, parameters, and how many of them are matrices, on one line."""
-    total = sum(parameter.numel() for parameter in network.parameters())
+    counts = network.parameter_counts()
+    total = counts["trainable"] + counts["frozen"]
     matrices = sum(
         p.numel() for group in network.parameter_groups() if group["decay"] for p in group["params"]
     )
-    return f"{type(network).__name__}, {total:,} parameters ({matrices:,} in matrices)"
+    frozen = f", {counts['frozen']:,} frozen" if counts["frozen"] else ""
+    feedback = f", {counts['feedback']:,} fixed feedback entries" if counts["feedback"] else ""
+    return f"{type(network).__name__}, {total:,} parameters ({matrices:,} in matrices{frozen}){feedback}"
 
 
 def _help_words(launch: Launch) -> list[str]:
@@ -325,6 +359,23 @@ def _owner(section: Namespace, name: str) -> Any:
         if name in inspect.signature(base.__init__).parameters:
             return base.__init__
     raise AssertionError(f"{section.class_path} takes no {name}")
+
+
+def _is_allocation(error: Exception) -> bool:
+    """Whether memory could not be had, or a tensor would have more entries than can be counted."""
+    signs = ("allocate", "out of memory", "Storage size calculation overflowed", "invalid shape dimension")
+    return isinstance(error, MemoryError) or any(sign in str(error) for sign in signs)
+
+
+def _laid_out(class_type: type, arguments: dict[str, Any]) -> str:
+    """How large a module would be, found without memory for its weights."""
+    try:
+        with torch.device("meta"):
+            parameters = list(class_type(**arguments).parameters())
+    except RuntimeError:
+        return "weights of more bytes than can be counted,"
+    size = sum(p.numel() * p.element_size() for p in parameters)
+    return f"{sum(p.numel() for p in parameters):,} parameters, {size / 2**30:,.1f} GiB,"
 
 
 def _linked(data: Any) -> Any:

@@ -4,17 +4,19 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from app.models import LanguageModel, LanguageModelOutput
-from app.models.generation import generate
+from app.models.generation import generate, generation_window
 from app.records import StepRecord
 from app.run.errors import ConfigurationError
 from app.training.distributed import mean_over_ranks, sum_over_ranks
 from app.training.nonfinite import FiniteGate, poison
+from app.training.optimizers import OptimizerName, build_optimizer, optimizer_groups
 from app.training.schedules import Schedule, rate_factor
 
 LN2 = 0.6931471805599453
@@ -28,8 +30,10 @@ class LanguageModelModule(LightningModule):
 
     Args:
         network: the network; it decides which parameters decay and what its auxiliary loss is.
-        optimizer: ``adamw`` (Loshchilov & Hutter 2019) or ``sgd`` with momentum ``beta1``.
-        learning_rate: peak rate, > 0.
+        optimizer: ``adamw`` (Loshchilov & Hutter 2019), ``sgd`` with momentum ``beta1``, or ``muon`` (Jordan et al.
+            2024) for the network's hidden matrices, each of a stack by itself, with ``adamw`` for everything else.
+        learning_rate: peak rate, > 0. Muon's updates are as large as AdamW's (Liu et al. 2025, arXiv 2502.16982), so
+            that one rate serves both of its parts and a rate found for AdamW carries over.
         schedule: shape of the rate over the run, see :func:`app.training.schedules.rate_factor`.
         warmup_steps: optimizer steps of linear warm-up, >= 0.
         final_learning_rate_ratio: rate at the last step over the peak, in [0, 1].
@@ -37,6 +41,7 @@ class LanguageModelModule(LightningModule):
         weight_decay: decoupled decay of matrices, >= 0; norms, gains and biases never decay.
         beta1: first-moment coefficient, in [0, 1).
         beta2: second-moment coefficient, in [0, 1).
+        muon_momentum: momentum of Muon's matrices, in [0, 1).
         gradient_clip: largest global gradient norm; 0 switches clipping off.
         nonfinite: ``stop`` ends the run at the next logging step after a non-finite loss or gradient norm,
             with the weights as they were before that step; ``skip`` leaves the step out and goes on.
@@ -49,7 +54,7 @@ class LanguageModelModule(LightningModule):
     def __init__(
         self,
         network: LanguageModel,
-        optimizer: Literal["adamw", "sgd"] = "adamw",
+        optimizer: OptimizerName = "adamw",
         learning_rate: float = 1e-3,
         schedule: Schedule = "cosine",
         warmup_steps: int = 100,
@@ -58,6 +63,7 @@ class LanguageModelModule(LightningModule):
         weight_decay: float = 0.1,
         beta1: float = 0.9,
         beta2: float = 0.95,
+        muon_momentum: float = 0.95,
         gradient_clip: float = 1.0,
         nonfinite: Literal["stop", "skip"] = "stop",
         max_skips: int = 10,
@@ -68,7 +74,7 @@ class LanguageModelModule(LightningModule):
         if problems:
             raise ConfigurationError(problems)
         self.network = network
-        self.optimizer_name = optimizer
+        self.optimizer_name: OptimizerName = optimizer
         self.learning_rate = learning_rate
         self.schedule: Schedule = schedule
         self.warmup_steps = warmup_steps
@@ -77,6 +83,7 @@ class LanguageModelModule(LightningModule):
         self.weight_decay = weight_decay
         self.beta1 = beta1
         self.beta2 = beta2
+        self.muon_momentum = muon_momentum
         self.gradient_clip = gradient_clip
         self.nonfinite = nonfinite
         self.max_skips = max_skips
@@ -114,9 +121,28 @@ class LanguageModelModule(LightningModule):
             found.append(("final_learning_rate_ratio", "with schedule: constant"))
         if arguments.get("nonfinite", "skip") != "skip":
             found.append(("max_skips", "without nonfinite: skip"))
-        if arguments.get("optimizer", "adamw") != "adamw":
-            found.append(("beta2", f"with optimizer: {arguments['optimizer']}"))
+        if arguments.get("optimizer") == "sgd":
+            found.append(("beta2", "with optimizer: sgd"))
+        if arguments.get("optimizer", "muon") != "muon":
+            found.append(("muon_momentum", "without optimizer: muon"))
         return found
+
+    def begin(self, weights: Mapping[str, Tensor] | None) -> list[str]:
+        """Hook: a run begins with its first step; what is resumed or evaluated brings all of its state along.
+
+        Called before the weights of another run are taken. For what the network starts from beside them, such as a
+        file that need not exist any more once a checkpoint does.
+
+        Args:
+            weights: state dict of the network that the run begins from (``--init_from``); None without one.
+
+        Returns:
+            What a person should know about it.
+
+        Raises:
+            ConfigurationError: it cannot begin like this.
+        """
+        return []
 
     # -- training ---------------------------------------------------------------------------------------
 
@@ -176,35 +202,30 @@ class LanguageModelModule(LightningModule):
     # -- optimizer --------------------------------------------------------------------------------------
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """One fused optimizer over the network's parameter groups; fused, so that a flag can gate its step."""
-        groups = [
-            {
-                "params": group["params"],
-                "weight_decay": self.weight_decay if group["decay"] else 0.0,
-                "rate": group.get("rate", 1.0),
-            }
-            for group in self.network.parameter_groups()
-            if group["params"]
-        ]
-        if self.optimizer_name == "sgd":
-            sgd = torch.optim.SGD(groups, lr=self.learning_rate, momentum=self.beta1, fused=True)
-            for parameter in (p for group in sgd.param_groups for p in group["params"]):
-                # The fused step leaves a buffer that it creates itself unset when the gate is shut.
-                sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-            return sgd
-        return torch.optim.AdamW(groups, lr=self.learning_rate, betas=(self.beta1, self.beta2), fused=True)
+        """One optimizer over the network's parameter groups, whose step a flag on the device can gate."""
+        return build_optimizer(
+            self.optimizer_name,
+            self._optimizer_groups(),
+            self.learning_rate,
+            (self.beta1, self.beta2),
+            self.muon_momentum,
+        )
+
+    def _optimizer_groups(self) -> list[dict[str, Any]]:
+        return optimizer_groups(self.network, self.optimizer_name, self.weight_decay)
 
     def on_train_start(self) -> None:
         """Puts this configuration's decay and coefficients in place of those a checkpoint brought along."""
         optimizer = self.trainer.optimizers[0]
-        described = [group for group in self.network.parameter_groups() if group["params"]]
-        for group, description in zip(optimizer.param_groups, described, strict=True):
-            group["weight_decay"] = self.weight_decay if description["decay"] else 0.0
-            group["rate"] = description.get("rate", 1.0)
+        for group, described in zip(optimizer.param_groups, self._optimizer_groups(), strict=True):
+            group["weight_decay"] = described["weight_decay"]
+            group["rate"] = described["rate"]
             if self.optimizer_name == "sgd":
                 group["momentum"] = self.beta1
-            else:
-                group["betas"] = (self.beta1, self.beta2)
+                continue
+            group["betas"] = (self.beta1, self.beta2)
+            if self.optimizer_name == "muon":
+                group["momentum"] = self.muon_momentum
 
     def current_learning_rate(self, step: int) -> float:
         """The rate of the optimizer step with this index, counted from 0."""
@@ -280,17 +301,26 @@ class LanguageModelModule(LightningModule):
         """
 
     def _count(self, logits: Tensor, targets: Tensor) -> None:
+        # Added up in double precision: the figure does not depend on how the split falls into batches.
         nats = F.cross_entropy(
-            logits.float().flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="sum"
-        )
+            logits.float().flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="none"
+        ).double()
         counted = targets >= 0
         assert self._evaluation_sums is not None and self._token_bytes is not None
         self._token_bytes = self._token_bytes.to(targets.device)
         n_bytes = (self._token_bytes[targets.clamp(min=0)] * counted).sum()
-        self._evaluation_sums += torch.stack([nats.double(), counted.sum().double(), n_bytes])
+        self._evaluation_sums += torch.stack([nats.sum(), counted.sum().double(), n_bytes])
 
     def on_validation_epoch_end(self) -> None:
-        """Reduces the sums over ranks and publishes loss, bits per byte and perplexity of the whole split."""
+        """Reduces the sums over ranks and publishes the figures of the whole split.
+
+        Keys, the same with ``test/``:
+            ``val/loss``: nats per token.
+            ``val/bpb``: bits per UTF-8 byte of the text.
+            ``val/token_perplexity``: exp of the loss; comparable only with the same tokens.
+            ``val/word_perplexity``: exp of the nats per word, a line end being one: that of the literature on
+                word-level texts, whatever the tokenizer. Only where the data counts words.
+        """
         self._finish_evaluation("val")
 
     on_test_epoch_start = on_validation_epoch_start
@@ -306,15 +336,23 @@ class LanguageModelModule(LightningModule):
             torch.distributed.all_reduce(self._evaluation_sums)
         nats, tokens, n_bytes = self._evaluation_sums.tolist()
         self._evaluation_sums = None
+        bytes_scale, words_per_token = self._evaluated_text(stage)
         self.last_validation = {
             f"{stage}/loss": nats / tokens,
-            f"{stage}/bpb": nats / LN2 / n_bytes,
-            f"{stage}/perplexity": float(torch.tensor(nats / tokens, dtype=torch.float64).exp()),
+            f"{stage}/bpb": nats / LN2 / (n_bytes * bytes_scale),
+            f"{stage}/token_perplexity": perplexity(nats, tokens),
             f"{stage}/tokens": tokens,
         }
+        if words_per_token is not None:
+            self.last_validation[f"{stage}/word_perplexity"] = perplexity(nats, tokens * words_per_token)
         curve = {name: value for name, value in self.last_validation.items() if not name.endswith("/tokens")}
         for logger in self.trainer.loggers:
             logger.log_metrics(curve, step=self.trainer.global_step)
+
+    def _evaluated_text(self, stage: str) -> tuple[float, float | None]:
+        """Bytes of the text per byte of its tokens, and words per target where the data counts words."""
+        datamodule = getattr(self.trainer, "datamodule", None)
+        return (1.0, None) if datamodule is None else datamodule.evaluated_text(stage)
 
     @property
     def bytes_per_token(self) -> float:
@@ -329,7 +367,7 @@ class LanguageModelModule(LightningModule):
 
     def generate_texts(
         self,
-        prompts: Sequence[str],
+        prompts: Sequence[str | np.ndarray],
         max_new_tokens: int = 200,
         temperature: float = 0.8,
         top_k: int | None = None,
@@ -339,8 +377,8 @@ class LanguageModelModule(LightningModule):
         """Texts that continue prompts of equal length; no mode and no global generator is left changed.
 
         Args:
-            prompts: texts to continue, with equally many tokens; an empty one starts after a line break, or
-                after the first symbol where there is none.
+            prompts: texts to continue, or their tokens, with equally many tokens; an empty one starts after a
+                line break, or after the first symbol where there is none.
             max_new_tokens: tokens to generate.
             temperature: 0 is greedy.
             top_k: keep the k likeliest tokens.
@@ -348,7 +386,15 @@ class LanguageModelModule(LightningModule):
             seed: of the generator used for these texts alone.
         """
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        starts = [data.tokenizer.encode(prompt) if prompt else data.tokenizer.start() for prompt in prompts]
+        tokenizer = data.tokenizer
+        starts = [
+            prompt
+            if isinstance(prompt, np.ndarray)
+            else tokenizer.encode(prompt)
+            if prompt
+            else tokenizer.start()
+            for prompt in prompts
+        ]
         idx = torch.tensor([start.tolist() for start in starts], dtype=torch.int64, device=self.device)
         was_training = self.network.training
         self.network.eval()
@@ -362,29 +408,36 @@ class LanguageModelModule(LightningModule):
                     top_k=top_k,
                     top_p=top_p,
                     generator=torch.Generator(device=self.device).manual_seed(seed),
-                    block_size=data.block_size,
+                    block_size=generation_window(self.network, data.block_size),
                 )
                 tokens = torch.stack(list(stream), dim=1)
         finally:
             self.network.train(was_training)
-        return [data.tokenizer.decode(row) for row in tokens.cpu().numpy()]
+        return [tokenizer.decode(row) for row in tokens.cpu().numpy()]
 
 
-def network_problems(network_class: type[LanguageModel], arguments: Mapping[str, Any]) -> list[str]:
+def perplexity(nats: float, n_units: float) -> float:
+    """``exp(nats / n_units)``; infinite where that is beyond any number."""
+    return float(torch.tensor(nats / n_units, dtype=torch.float64).exp())
+
+
+def network_problems(network_class: type, arguments: Mapping[str, Any], width: str = "d_model") -> list[str]:
     """What a network's constructor has against these arguments, found without memory for its weights.
 
     Args:
-        network_class: its constructor raises ``ValueError`` with a line ``name = value: rule`` per problem.
+        network_class: the network's, or that of its configuration; the constructor raises ``ValueError`` with a
+            line ``name = value: rule`` per problem.
         arguments: of the whole module; those that the network does not take are left out, and sizes that
             only the data knows stand at 2.
+        width: the argument to blame where the weights are too large for any memory.
     """
     accepted = inspect.signature(network_class).parameters
     given = {"vocab_size": 2, "block_size": 2} | dict(arguments)
     try:
         with torch.device("meta"):
             network_class(**{name: value for name, value in given.items() if name in accepted})
-    except RuntimeError as error:
-        return [f"d_model: the network cannot be laid out: {str(error).splitlines()[0]}"]
+    except (RuntimeError, TypeError, OverflowError) as error:  # the last two for sizes beyond 64 bits
+        return [f"{width}: the network cannot be laid out: {str(error).splitlines()[0]}"]
     except ValueError as error:
         return [line.replace(" = ", ": ", 1) if " = " in line else line for line in str(error).splitlines()]
     return []
@@ -398,6 +451,7 @@ _RANGES: Mapping[str, tuple[float, bool, float, bool, str]] = {
     "weight_decay": (0, True, float("inf"), False, "it must be 0 or more"),
     "beta1": (0, True, 1, False, "it must lie in [0, 1)"),
     "beta2": (0, True, 1, False, "it must lie in [0, 1)"),
+    "muon_momentum": (0, True, 1, False, "it must lie in [0, 1)"),
     "gradient_clip": (0, True, float("inf"), False, "it must be 0 (off) or a positive norm"),
     "max_skips": (1, True, float("inf"), False, "it must be 1 or more"),
 }

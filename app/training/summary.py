@@ -67,10 +67,12 @@ class RunSummary(Callback):
             seed=0,
         )
         words = data.known_words(texts)
+        counts = pl_module.network.parameter_counts()
         self.figures = {
             "step": trainer.global_step,
             "tokens_seen": trainer.global_step * data.tokens_per_step,
-            "parameters": sum(p.numel() for p in pl_module.network.parameters()),
+            "parameters": counts["trainable"] + counts["frozen"],
+            **{f"parameters/{kind}": count for kind, count in counts.items()},
             **{key: self.curve.last[key] for key in ("train/loss", "train/bpb") if key in self.curve.last},
             **pl_module.last_validation,
             "best/val_loss": self.best.best_loss if self.best.best_step else None,

@@ -1,0 +1,38 @@
+"""What GPT-like networks have in common: how weights start, and what a token costs."""
+
+INITIAL_STD = 0.02  # GPT-2's
+
+
+def initial_std(name: str, n_layers: int) -> float:
+    """Standard deviation that a matrix starts with (Radford et al. 2019), so that the stream keeps its variance.
+
+    Args:
+        name: of the matrix or of its layer; projections onto the residual stream are called ``o_proj`` and
+            ``mlp.proj``.
+        n_layers: blocks, each of which adds to the stream twice.
+    """
+    onto_residual = name.removesuffix(".weight").endswith(("o_proj", "mlp.proj"))
+    return INITIAL_STD / (2 * n_layers) ** 0.5 if onto_residual else INITIAL_STD
+
+
+def transformer_flops(
+    n_layers: int,
+    d_model: int,
+    vocab_size: int,
+    block_size: int,
+    *,
+    per_weight: float = 6.0,
+    per_score: float = 6.0,
+) -> float:
+    """Training FLOPs of one token: 2 per multiply-add forward, 4 backward (Kaplan et al. 2020).
+
+    Args:
+        n_layers: blocks of 12 D² weights.
+        d_model: D.
+        vocab_size: V, rows of the head.
+        block_size: T; a query meets (T + 1) / 2 keys and values on average.
+        per_weight: FLOPs per weight of a block: less than 6 where not all of the backward pass is run.
+        per_score: the same for the products of attention, which have no weights.
+    """
+    blocks = per_weight * 12 * d_model**2 + per_score * (block_size + 1) * d_model
+    return n_layers * blocks + 6.0 * vocab_size * d_model

@@ -1,0 +1,301 @@
+"""A GPT whose layers can learn by local rules.
+
+Shape suffixes: B batch, T sequence, D width, V vocabulary.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from app.models.attention import KeyValueCache
+from app.models.generation import generate
+from app.models.language_model import LanguageModel, next_token_loss
+from app.models.layers import initial_std, transformer_flops
+from app.models.local_gpt.attention import LocalSelfAttention, linear
+from app.models.local_gpt.config import LocalGPTConfig
+from app.models.local_gpt.sparsity import PER_BLOCK_SEED, FrozenSubspace, VQResidualDirection, hard_top_k
+from app.models.local_gpt.surrogates import GELU, LayerNormSTE, LayerNormSurrogate
+from app.models.local_linear import LocalLinear, OutputError, local_linears
+from app.records import Axis, LanguageModelOutput, Measure
+
+FEEDBACK = (".feedback", ".sign_scale")  # how the names of what carries errors end
+BLOCK_LINEARS = ("attn.q_proj", "attn.k_proj", "attn.v_proj", "attn.o_proj", "mlp.fc", "mlp.proj")
+
+
+class LocalMLP(nn.Module):
+    """Feed-forward network, four times as wide inside; at most ``mlp_topk`` hidden units of a token are on."""
+
+    def __init__(self, config: LocalGPTConfig):
+        super().__init__()
+        self.dropout = config.dropout
+        self.top_k = config.mlp_topk
+        self.fc = linear(config, config.n_embd, 4 * config.n_embd)
+        self.proj = linear(config, 4 * config.n_embd, config.n_embd)
+        self.activation = GELU(config.ste_gelu)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, T, D) → (B, T, D)``; the residual dropout is applied here."""
+        hidden = self.activation(self.fc(x))
+        if self.top_k:
+            hidden = hard_top_k(hidden, self.top_k)
+        return F.dropout(self.proj(hidden), self.dropout, self.training)
+
+
+class LocalBlock(nn.Module):
+    """Pre-norm transformer block, then whatever reduces the residual stream."""
+
+    def __init__(self, config: LocalGPTConfig):
+        super().__init__()
+        self.ln1 = layer_norm(config)
+        self.attn = LocalSelfAttention(config)
+        self.ln2 = layer_norm(config)
+        self.mlp = LocalMLP(config)
+        self.top_k = config.resid_topk
+        self.alpha_attn = nn.Parameter(torch.ones(1)) if config.gated_blocks else None
+        self.alpha_mlp = nn.Parameter(torch.ones(1)) if config.gated_blocks else None
+
+    def forward(self, x: Tensor, cache: KeyValueCache | None = None) -> Tensor:
+        """``(B, T, D) → (B, T, D)``, positions in the cache before those of ``x``."""
+        attended = self.attn(self.ln1(x), cache)
+        x = x + (attended if self.alpha_attn is None else self.alpha_attn * attended)
+        fed = self.mlp(self.ln2(x))
+        x = x + (fed if self.alpha_mlp is None else self.alpha_mlp * fed)
+        return hard_top_k(x, self.top_k) if self.top_k else x
+
+
+class LocalGPT(LanguageModel):
+    """GPT with sigmoid or softmax attention, whose linear layers learn by a local rule.
+
+    With ``method="bp"`` and softmax attention it is the well-known character GPT; the defaults are 10.8 M
+    parameters wide. Weights and embeddings start from N(0, 0.02²), the projections onto the residual stream from
+    N(0, 0.02² / (2·n_layer)); feedback matrices are drawn for these weights.
+
+    What VQ and subspace make of the stream comes after a block: :meth:`layer_outputs` shows it as the block gave it,
+    with ``resid_topk`` applied, and the next block or the final norm reads the reduced one.
+
+    Args:
+        config: all of it; None to build one from ``fields``.
+        fields: of a :class:`LocalGPTConfig`, where no ``config`` is given.
+
+    Raises:
+        ValueError: a field is out of range; the message names every such field.
+        TypeError: both ``config`` and ``fields``, or a field that does not exist.
+    """
+
+    can_step = True
+
+    def __init__(self, config: LocalGPTConfig | None = None, **fields: Any):
+        super().__init__()
+        if config is not None and fields:
+            raise TypeError(f"config and {', '.join(fields)}: give a config or its fields, not both")
+        self.config = config = config or LocalGPTConfig(**fields)
+        self.max_context = config.block_size
+        self.dropout = config.dropout
+        D, L = config.n_embd, config.n_layer
+        self.tok_emb = nn.Embedding(config.vocab_size, D)
+        self.pos_emb = nn.Embedding(config.block_size, D)
+        self.blocks = nn.ModuleList(LocalBlock(config) for _ in range(L))
+        self.ln_f = layer_norm(config)
+        # With dfa the head is an ordinary layer: its error is the error.
+        is_local = config.method in ("fa", "sign_sym")
+        self.head = LocalLinear(
+            D,
+            config.vocab_size,
+            bias=False,
+            method=config.method if is_local else "bp",
+            init=config.fa_init_mode,
+            sparse_k=config.fa_sparse_k,
+            seed=config.seed,
+            draws_feedback=False,
+        )
+        self.vq = nn.ModuleList(
+            VQResidualDirection(config.vq_codes, D, PER_BLOCK_SEED + block if config.vq_per_block else None)
+            for block in range((L if config.vq_per_block else 1) if config.vq_codes else 0)
+        )
+        self.subspace = FrozenSubspace(config.subspace_rank, D) if config.subspace_rank else None
+        self._initialise(L)
+        if config.method == "dfa":
+            OutputError().connect(self, self.head)
+        self._freeze()
+
+    def _initialise(self, n_layer: int) -> None:
+        for name, module in self.named_modules():
+            if isinstance(module, LocalLinear | nn.Embedding):
+                nn.init.normal_(module.weight, std=initial_std(name, n_layer))
+            if isinstance(module, LocalLinear):
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+                module.layer_name = name
+                module.draw_feedback()
+
+    def _freeze(self) -> None:
+        config = self.config
+        frozen: list[nn.Module] = [self.tok_emb, self.pos_emb] if config.freeze_emb else []
+        if config.freeze_blocks:
+            frozen.append(self.blocks)
+        for module in frozen:
+            module.requires_grad_(False)
+
+    def description(self) -> dict[str, Any]:
+        """See :meth:`LanguageModel.description`; one entry per field of the configuration.
+
+        A subclass whose constructor takes no ``fields`` is described by its own arguments, which must be plain values.
+        """
+        found = super().description()
+        given = found["init_args"]
+        if "fields" in given:
+            own = {name: value for name, value in given.items() if name not in ("config", "fields")}
+            found["init_args"] = own | asdict(self.config)
+        return found
+
+    def starting_weights(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Feedback of another rule is left out, and that of this network's rule stays as it was drawn."""
+        if _rule_of(weights) == self.config.method:
+            return dict(weights)
+        own = {name: x for name, x in self.state_dict().items() if name.endswith(FEEDBACK)}
+        return {name: x for name, x in weights.items() if not name.endswith(FEEDBACK)} | own
+
+    def flops_per_token(self, block_size: int) -> float:
+        """Training FLOPs of one token, see :func:`app.models.layers.transformer_flops`.
+
+        Frozen blocks take no gradient of their weights; with frozen embeddings no gradient goes through them either.
+        """
+        V, D = self.tok_emb.weight.shape
+        per_weight, per_score = 6.0, 6.0
+        if self.config.freeze_blocks:
+            per_weight, per_score = (2.0, 2.0) if self.config.freeze_emb else (4.0, 6.0)
+        return transformer_flops(
+            len(self.blocks), D, V, block_size, per_weight=per_weight, per_score=per_score
+        )
+
+    def forward(self, idx: Tensor, targets: Tensor | None = None) -> LanguageModelOutput:
+        """See :meth:`LanguageModel.forward`.
+
+        Raises:
+            ValueError: T is beyond ``block_size``.
+        """
+        logits = self.head(self._hidden(idx))  # (B, T, V)
+        return LanguageModelOutput(
+            logits=logits,
+            loss=next_token_loss(logits, targets),
+            aux_loss=torch.zeros((), device=logits.device),
+            routing=[],
+        )
+
+    def prefill(self, idx: Tensor) -> tuple[Tensor, list[KeyValueCache]]:
+        """See :meth:`LanguageModel.prefill`; a cache of ``block_size`` positions per block."""
+        caches = [KeyValueCache(self.config.block_size) for _ in self.blocks]
+        return self.head(self._hidden(idx, caches)[:, -1]), caches
+
+    def step(self, token: Tensor, cache: list[KeyValueCache]) -> Tensor:
+        """See :meth:`LanguageModel.step`; at most ``block_size`` positions in all."""
+        logits: Tensor = self.head(self._hidden(token[:, None], cache)[:, -1])
+        return logits
+
+    def generate(
+        self,
+        idx: Tensor,
+        max_new_tokens: int,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Continues each row; see :func:`app.models.generation.generate`.
+
+        Returns:
+            ``(B, T0 + max_new_tokens)`` int64, the prompts with what follows.
+        """
+        new = generate(self, idx, max_new_tokens, temperature=temperature, top_k=top_k, generator=generator)
+        return torch.cat([idx, *(token[:, None] for token in new)], dim=1)
+
+    def _hidden(self, idx: Tensor, caches: list[KeyValueCache] | None = None) -> Tensor:
+        """What the head reads, ``(B, T, D)``."""
+        start = 0 if caches is None else caches[0].length
+        end = start + idx.shape[1]
+        if end > self.config.block_size:
+            raise ValueError(
+                f"a context of {end} tokens: this network reads at most block_size = {self.config.block_size}"
+            )
+        position = torch.arange(start, end, device=idx.device)
+        x = self.tok_emb(idx) + self.pos_emb(position)  # (B, T, D)
+        x = F.dropout(x, self.dropout, self.training)
+        for i, block in enumerate(self.blocks):
+            x = block(x, None if caches is None else caches[i])
+            if len(self.vq):
+                x = self.vq[i % len(self.vq)](x)
+            if self.subspace is not None:
+                x = self.subspace(x)
+        hidden: Tensor = self.ln_f(x)
+        return hidden
+
+    # -- feedback ---------------------------------------------------------------------------------------
+
+    def _moving_feedback(self) -> list[LocalLinear]:
+        """Layers whose feedback matrix follows the weights."""
+        if not (self.config.fa_grape and self.config.method == "fa"):
+            return []
+        return list(local_linears(self))
+
+    def after_optimizer_step(self, step: int) -> None:
+        """With ``fa_grape``, turns every B towards the probed Jacobian."""
+        for layer in self._moving_feedback():
+            layer.align_feedback(self.config.fa_grape_n_probe, self.config.fa_grape_lr, step)
+
+    def running_state(self) -> list[Tensor]:
+        """With ``fa_grape``, the feedback matrices."""
+        return [layer.feedback for layer in self._moving_feedback() if layer.feedback is not None]
+
+    def measures(self, output: LanguageModelOutput) -> Mapping[str, Measure]:
+        """What can be read off the weights: gates, attention biases, cosine of feedback and weights."""
+        blocks = [block for block in self.blocks if isinstance(block, LocalBlock)]
+        layer = Axis("layer")
+        measures: dict[str, Measure] = {}
+        gates = [gate.detach() for b in blocks for gate in (b.alpha_attn, b.alpha_mlp) if gate is not None]
+        if gates:
+            values = torch.cat(gates).view(len(blocks), 2)
+            axes = (layer, Axis("branch", ("attn", "mlp")))
+            measures["branch_gate"] = Measure(values, axes, "gain", reduce="none")
+        biases = [b.attn.sig_bias.detach() for b in blocks if b.attn.sig_bias is not None]
+        if biases:
+            measures["sigmoid_bias"] = Measure(torch.stack(biases), (layer,), "level", reduce="none")
+        if self.config.method in ("fa", "sign_sym"):
+            cosines = torch.stack([torch.stack([_cosine(b, name) for name in BLOCK_LINEARS]) for b in blocks])
+            names = tuple(name.partition(".")[2] for name in BLOCK_LINEARS)
+            measures["feedback_cosine"] = Measure(
+                cosines, (layer, Axis("linear", names)), "level", reduce="none"
+            )
+        return measures
+
+
+def layer_norm(config: LocalGPTConfig) -> nn.Module:
+    """LayerNorm with the configured backward pass; the projected one is the exact one, so that it is PyTorch's."""
+    norm: nn.Module
+    if config.ln_mode == "ste":
+        norm = LayerNormSTE(config.n_embd)
+    elif config.ln_mode == "center_scale":
+        norm = LayerNormSurrogate("center_scale", config.n_embd)
+    else:
+        norm = nn.LayerNorm(config.n_embd)
+    return norm.requires_grad_(config.train_affine)
+
+
+def _rule_of(weights: Mapping[str, Tensor]) -> str:
+    """The rule of the network with this state dict; only ``dfa`` has feedback, but none for the head."""
+    if any(name.endswith(".sign_scale") for name in weights):
+        return "sign_sym"
+    if not any(name.endswith(".feedback") for name in weights):
+        return "bp"
+    return "fa" if "head.feedback" in weights else "dfa"
+
+
+def _cosine(block: LocalBlock, name: str) -> Tensor:
+    """Between the matrix that carries errors backwards and the weights of one linear layer, ``()``."""
+    layer = block.get_submodule(name)
+    assert isinstance(layer, LocalLinear)
+    weight = layer.weight.detach()
+    feedback = weight.sign() if layer.feedback is None else layer.feedback
+    return F.cosine_similarity(feedback.flatten(), weight.flatten(), dim=0)
