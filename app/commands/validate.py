@@ -50,7 +50,7 @@ def run(name: str, words: list[str]) -> int:
     if figures:
         print(f"run      {directory}, {checkpoint.name}")
         for key, value in figures.items():
-            print(f"{key:<16} {value:,.0f}" if key.endswith("/tokens") else f"{key:<16} {value:.6f}")
+            print(f"{key:<20} {value:,.0f}" if key.endswith("/tokens") else f"{key:<20} {value:.9f}")
     return int(ExitCode.DONE)
 
 

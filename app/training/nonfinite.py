@@ -1,6 +1,6 @@
 """What happens when a loss or a gradient stops being finite.
 
-No step waits for the host to find out: a flag on the device gates the fused optimizer's update, so that the
+No step waits for the host to find out: a flag on the device gates the optimizer's update, so that the
 weights stay as they were, and the host reads the flag where it logs anyway.
 """
 
@@ -12,6 +12,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
+from app.models import LanguageModel
+from app.models.ranks import this_rank_alone
 from app.run.errors import NonFiniteError
 from app.run.randomness import rekey
 
@@ -40,7 +42,7 @@ class FiniteGate:
         """Shuts or opens the gate for the step about to be made.
 
         Args:
-            optimizer: a fused one; it leaves weights and moments alone while its ``found_inf`` is 1.
+            optimizer: one that leaves weights and moments alone while its ``found_inf`` is 1 (fused, or Muon).
             gradient_norm: ``()`` global norm, the same on every rank.
             step: number of the step, counted from 1.
         """
@@ -140,11 +142,14 @@ class NonFiniteStop(Callback):
 def replay(trainer: Trainer, pl_module: Any, step: int, seed: int) -> str:
     """Runs the bad step again from the weights in memory, with every module watched.
 
+    Each rank runs its own part by itself: what it finds is its own, and none waits for another that has found its
+    culprit already. Weights, gradients (none) and running state are afterwards as they were before.
+
     Returns:
         Which module first gave a value that is not finite, the range of its input, and the text it read; or,
         where the forward is sound, the parameter nearest to the loss whose gradient is not finite.
     """
-    network: nn.Module = pl_module.network
+    network: LanguageModel = pl_module.network
     datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
     found: list[str] = []
 
@@ -162,6 +167,8 @@ def replay(trainer: Trainer, pl_module: Any, step: int, seed: int) -> str:
 
         return hook
 
+    moving = [*network.running_state(), *network.step_sums()]
+    before = [state.detach().clone() for state in moving]
     handles = [module.register_forward_hook(watch(name)) for name, module in network.named_modules()]
     try:
         for micro_step in range(trainer.accumulate_grad_batches):
@@ -169,7 +176,7 @@ def replay(trainer: Trainer, pl_module: Any, step: int, seed: int) -> str:
             idx, targets = idx.to(pl_module.device), targets.to(pl_module.device)
             rekey(seed, step - 1, micro_step, trainer.global_rank)
             network.zero_grad()
-            with trainer.precision_plugin.forward_context(), torch.enable_grad():
+            with trainer.precision_plugin.forward_context(), torch.enable_grad(), this_rank_alone():
                 output = network(idx, targets)
                 loss = output.loss + output.aux_loss
             text = datamodule.tokenizer.decode(idx[0].cpu().numpy())[:80]
@@ -177,14 +184,24 @@ def replay(trainer: Trainer, pl_module: Any, step: int, seed: int) -> str:
                 return f"{found[0]}\nfirst window of the batch: {text!r}"
             if not math.isfinite(float(loss.detach())):
                 return f"every module is finite, the loss itself is {float(loss.detach())}\nfirst window: {text!r}"
-            loss.backward()
+            with this_rank_alone():
+                loss.backward()
             for name, parameter in reversed(list(network.named_parameters())):
                 if parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all()):
                     return f"forward sound; first non-finite gradient at {name}\nfirst window of the batch: {text!r}"
     finally:
         for handle in handles:
             handle.remove()
-    return "the step is finite when replayed on this rank; another rank names the culprit"
+        network.zero_grad()
+        with torch.no_grad():
+            for state, old in zip(moving, before, strict=True):
+                state.copy_(old)
+    if trainer.world_size == 1:
+        return "the step is finite when replayed"
+    return (
+        "the step is finite when replayed on this rank; another rank names the culprit, or the fault lies in what is "
+        "reckoned over all ranks"
+    )
 
 
 def is_floating(value: Any) -> bool:

@@ -1,0 +1,152 @@
+"""One layer: attention, a residual over depth, a feed-forward network.
+
+Shape suffixes: B batch, T sequence, Q tokens processed again, D width, H heads, d head width.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from app.models.attention import SoftmaxAttention
+from app.models.equilibrium.attention_residual import AttentionResidual
+
+
+class KeysValues(NamedTuple):
+    """What an attention layer computed in its first pass, each ``(B, H, T, d)``."""
+
+    keys: Tensor
+    values: Tensor
+
+
+class MultiHeadAttention(nn.Module):
+    """Causal softmax attention without biases."""
+
+    def __init__(self, d_model: int, n_heads: int, dropout: float):
+        super().__init__()
+        self.n_heads = n_heads
+        self.dropout = dropout
+        self.q_proj = nn.Linear(d_model, d_model, bias=False)
+        self.k_proj = nn.Linear(d_model, d_model, bias=False)
+        self.v_proj = nn.Linear(d_model, d_model, bias=False)
+        self.o_proj = nn.Linear(d_model, d_model, bias=False)
+        self.core = SoftmaxAttention()
+
+    def forward(self, x: Tensor) -> tuple[Tensor, KeysValues]:
+        """``(B, T, D) → (B, T, D)``, and keys and values for who comes back."""
+        q, k, v = self._heads(self.q_proj, x), self._heads(self.k_proj, x), self._heads(self.v_proj, x)
+        return self._joined(self.core(q, k, v, self._dropout())), KeysValues(k, v)
+
+    def alone(self, x: Tensor) -> Tensor:
+        """``(B, Q, D) → (B, Q, D)``, each token as a sequence of one: all attention goes to its own value."""
+        v = self._heads(self.v_proj, x)
+        weight = F.dropout(v.new_ones(*v.shape[:-1], 1), self.dropout, self.training)
+        return self._joined(v * weight)
+
+    def again(self, x: Tensor, position: Tensor, first: KeysValues) -> Tensor:
+        """Tokens with a new input among the others as they were.
+
+        Args:
+            x: ``(B, Q, D)``.
+            position: ``(B, Q)`` or ``(1, Q)`` int64, where they stand.
+            first: keys and values of the first pass; a token looks at those before its position, and at its own
+                new ones.
+
+        Returns:
+            ``(B, Q, D)``.
+        """
+        q, k, v = self._heads(self.q_proj, x), self._heads(self.k_proj, x), self._heads(self.v_proj, x)
+        T, Q = first.keys.shape[-2], x.shape[1]
+        before = torch.arange(T, device=x.device) < position[..., None]  # (B, Q, T)
+        itself = torch.eye(Q, dtype=torch.bool, device=x.device).expand(*before.shape[:2], Q)
+        mixed = F.scaled_dot_product_attention(
+            q,
+            torch.cat([first.keys, k], -2),
+            torch.cat([first.values, v], -2),
+            attn_mask=torch.cat([before, itself], -1).unsqueeze(1),  # (B, 1, Q, T + Q)
+            dropout_p=self._dropout(),
+        )
+        return self._joined(mixed)
+
+    def _heads(self, projection: nn.Linear, x: Tensor) -> Tensor:
+        return projection(x).unflatten(-1, (self.n_heads, -1)).transpose(1, 2)  # (B, H, T, d)
+
+    def _joined(self, y: Tensor) -> Tensor:
+        joined: Tensor = self.o_proj(y.transpose(1, 2).flatten(2))
+        return joined
+
+    def _dropout(self) -> float:
+        return self.dropout if self.training else 0.0
+
+
+class EquilibriumBlock(nn.Module):
+    """``z = MHA(LN1 x)``, ``x' = AttentionResidual(z, history)`` or ``LN(x + z)``, ``x' + FF(LN2 x')``.
+
+    Args:
+        d_model: D.
+        n_heads: H, divides D.
+        d_ff: inner width of the feed-forward network.
+        dropout: probability, on attention weights and inside and after the feed-forward network.
+        use_attention_residual: whether the residual attends over depth.
+    """
+
+    def __init__(self, d_model: int, n_heads: int, d_ff: int, dropout: float, use_attention_residual: bool):
+        super().__init__()
+        self.d_ff = d_ff
+        self.ln1 = nn.LayerNorm(d_model)
+        self.attn = MultiHeadAttention(d_model, n_heads, dropout)
+        self.residual = AttentionResidual(d_model) if use_attention_residual else nn.LayerNorm(d_model)
+        self.ln2 = nn.LayerNorm(d_model)
+        self.ff = nn.Sequential(
+            nn.Linear(d_model, d_ff), nn.GELU(), nn.Dropout(dropout), nn.Linear(d_ff, d_model), nn.Dropout(dropout)
+        )  # fmt: skip
+
+    def forward(self, x: Tensor, *history: Tensor) -> tuple[Tensor, KeysValues]:
+        """The first pass.
+
+        Args:
+            x: ``(B, T, D)``, the last of the history.
+            history: outputs of the embedding and of all earlier blocks as passed on, each ``(B, T, D)``.
+
+        Returns:
+            ``(B, T, D)``, and the keys and values of its attention.
+        """
+        z, first = self.attn(self.ln1(x))
+        return self._after_attention(x, z, history), first
+
+    def again(
+        self, x: Tensor, history: Sequence[Tensor], position: Tensor, first: KeysValues | None
+    ) -> Tensor:
+        """Processes single tokens once more.
+
+        Args:
+            x: ``(B, Q, D)``, what a later block made of them.
+            history: what this block saw in its first pass, at these tokens, each ``(B, Q, D)``.
+            position: ``(B, Q)`` or ``(1, Q)`` int64, where they stand.
+            first: this block's keys and values of the first pass; None lets a token look at itself alone.
+
+        Returns:
+            ``(B, Q, D)``.
+        """
+        normed = self.ln1(x)
+        z = self.attn.alone(normed) if first is None else self.attn.again(normed, position, first)
+        return self._after_attention(x, z, history)
+
+    def multiply_adds_per_token(self, context: float | None) -> int:
+        """Products of one token's pass.
+
+        Args:
+            context: keys that it meets; None for a token that is a sequence of its own.
+        """
+        D, d_ff = self.ln1.normalized_shape[0], self.d_ff
+        attention = 2 * D * D if context is None else round(4 * D * D + 2 * context * D)
+        over_depth = 2 * D * D if isinstance(self.residual, AttentionResidual) else 0
+        return attention + over_depth + 2 * D * d_ff
+
+    def _after_attention(self, x: Tensor, z: Tensor, history: Sequence[Tensor]) -> Tensor:
+        over_depth = isinstance(self.residual, AttentionResidual)
+        mixed = self.residual(z, history) if over_depth else self.residual(x + z)
+        y: Tensor = mixed + self.ff(self.ln2(mixed))
+        return y
