@@ -163,10 +163,12 @@ class RunLock:
 
     Args:
         directory: an existing run directory.
+        flag: option that names another one, for the message to whoever finds it taken.
     """
 
-    def __init__(self, directory: str | os.PathLike[str]):
+    def __init__(self, directory: str | os.PathLike[str], flag: str = "--run_dir"):
         self.directory = Path(directory)
+        self.flag = flag
         self.path = self.directory / "lock"
         self.lost = False
         self._owner: Holder | None = None
@@ -247,7 +249,7 @@ class RunLock:
         return (
             f"{self.directory} is in use by process {other.pid} on host {other.host}"
             f" since {other.since or '?'} (last sign of life {max(age, 0):.0f} s ago);"
-            " wait for it to end, or use another --run_dir"
+            f" wait for it to end, or use another {self.flag}"
         )
 
     def _staging(self) -> Path:

@@ -18,8 +18,9 @@ from app.run.randomness import seed_initialisation
 from app.run.signals import StopRequests
 from app.run.status import write_status
 from app.training.command_line import RunCLI, describe_network
-from app.training.curve import TrainingCurve
+from app.training.curve import TrainingCurve, seconds_trained
 from app.training.distributed import SupervisedLauncher
+from app.training.hyperparameters import chosen
 from app.training.keepers import STATE_KEY, BestKeeper, RollingKeeper, RunState, VerifiedCheckpointIO
 from app.training.language_model import LanguageModelModule
 from app.training.loggers import RunFilesLogger, TensorBoardRunLogger
@@ -31,7 +32,7 @@ from app.training.stopping import StopOnSignal
 from app.training.summary import RunSummary
 
 #: parts of a configuration that may differ between two launches of one run
-FREE_ON_RESUME = ("run_dir", "resume", "init_from", "trust_imports")
+FREE_ON_RESUME = ("run_dir", "resume", "init_from", "trust_imports", "accept_data_change")
 #: what a reader of metrics.csv looks for first
 COLUMNS = ("tokens_seen", "train/loss", "train/bpb", "val/loss", "val/bpb")
 
@@ -84,8 +85,8 @@ class Session:
         if self.resumed is not None:
             self._check_same_run(self.resumed[STATE_KEY])
             self._keep_resumable(self.launched.checkpoint, self.resumed)
-        elif self.launched.weights is not None:
-            self._take_weights(self.launched.weights)
+        else:
+            self._begin(self.launched.weights)
         self._build_trainer()
         if self.launched.is_launcher:
             self._record()
@@ -111,7 +112,7 @@ class Session:
 
     def _build_trainer(self) -> None:
         state = RunState(self.fingerprint, self.launched.lock)
-        curve = TrainingCurve()
+        curve = TrainingCurve(seconds_trained(self.directory.metrics, self.step))
         best = BestKeeper(self.directory.checkpoints, state)
         rolling = RollingKeeper(
             self.directory.checkpoints, state, self.cli.config["checkpoint_every_n_steps"]
@@ -181,9 +182,19 @@ class Session:
             )
         for key in sorted({*self.data.fingerprint, *state["data"]}):
             mine, other = self.data.fingerprint.get(key), state["data"].get(key)
-            if mine != other:
+            if mine == other:
+                continue
+            if key == "tokenizer":
                 problems.append(
-                    f"data: {key} is {mine!r}, but the run was trained with {other!r}; restore the text"
+                    f"data: tokenizer is {mine!r}, but the run was trained with {other!r}; restore the text, or set "
+                    "the tokenizer_path of the data to the run's tokenizer.json where it has one"
+                )
+            elif self.cli.launch.accept_data_change:
+                self.changes.append(f"data {key}: {other!r} -> {mine!r}")
+            else:
+                problems.append(
+                    f"data: {key} is {mine!r}, but the run was trained with {other!r}; restore the text, or go on "
+                    "with the changed one with --accept_data_change"
                 )
         if problems:
             raise ConfigurationError(problems)
@@ -195,11 +206,17 @@ class Session:
         if self.launched.is_launcher and checkpoint.name != name:
             self.files.save_checkpoint(content, self.directory.checkpoints / name)
 
-    def _take_weights(self, path: Path) -> None:
+    def _begin(self, path: Path | None) -> None:
         assert self.model is not None
+        if path is None:
+            self.launched.notes += self.model.begin(None)
+            return
         content = self.files.load_checkpoint(path)
+        prefix = "network."
+        weights = {name.removeprefix(prefix): x for name, x in content["state_dict"].items()}
+        self.launched.notes += self.model.begin(weights)
         ours = self.model.state_dict()
-        theirs = content["state_dict"]
+        theirs = {f"{prefix}{name}": x for name, x in self.model.network.starting_weights(weights).items()}
         wrong = [name for name in sorted({*ours, *theirs}) if _shape(ours, name) != _shape(theirs, name)]
         if wrong:
             raise ConfigurationError(
@@ -222,6 +239,9 @@ class Session:
         write_text(self.directory.config, text)
         n_launch = len(list(self.directory.path.glob("config-*.yaml"))) + 1
         write_text(self.directory.path / f"config-{n_launch}.yaml", text)
+        for logger in self.trainer.loggers:
+            if isinstance(logger, TensorBoardRunLogger):
+                logger.log_configuration(chosen(strict_load(text), model=self.model, data=self.data))
         self.data.tokenizer.save(self.directory.tokenizer)
         extra = {
             "archlab": __version__,

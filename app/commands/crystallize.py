@@ -1,0 +1,370 @@
+"""``app crystallize``: what a trained network keeps of itself with the top key and a few directions."""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from app.run.errors import ConfigurationError, ExitCode, IntegrityError
+
+if TYPE_CHECKING:
+    from app.commands.crystallize_input import Subject
+    from app.models.crystal import ResidualBasis
+
+RANKS = (1, 2, 4, 8, 16, 32)
+SEQ_LEN = 256
+
+
+def run(name: str, words: list[str]) -> int:
+    """Measures, prints and writes ``crystallize.json``, ``crystallize.png`` and the basis, named by its layers.
+
+    Args:
+        name: ``crystallize``.
+        words: the rest of the command line.
+    """
+    options = _parser().parse_args(words)
+    _check(options)
+    try:
+        _crystallize(options)
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command goes on after the last finished stage", file=sys.stderr)
+        return int(ExitCode.INTERRUPTED)
+    return int(ExitCode.DONE)
+
+
+def _crystallize(options: argparse.Namespace) -> None:
+    from app.run.atomic import storage_error, sweep_temporaries
+    from app.run.lock import RunLock
+
+    subject = _subject(options)
+    plan = _Plan(options, subject)
+    folder = Path(options.out_dir) if options.out_dir else subject.folder
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise ConfigurationError(
+            f"--out_dir {folder}: there is a file in its place; name another folder"
+        ) from error
+    except OSError as error:
+        raise storage_error(error, folder) from error
+    with RunLock(folder, "--out_dir"):
+        sweep_temporaries(folder)
+        _measure(options, plan, folder)
+
+
+def _measure(options: argparse.Namespace, plan: "_Plan", folder: Path) -> None:
+    from rich.console import Console
+
+    from app.analysis import crystallize
+    from app.analysis.crystallize_figures import draw, mode_table, spectrum_table
+    from app.run.atomic import staged, write_json
+    from app.run.stages import Stages
+
+    subject = plan.subject
+    done = Stages(folder / "stages.json", plan.settings)
+    stages = crystallize.stages(plan.ranks)
+    basis_file = folder / basis_name(plan.layers)
+    if done.dropped:
+        print(f"note     the stages in {folder} are of other settings, weights or text; begun again")
+    elif n_done := sum(name in done for name in ("basis", *(stage.name for stage in stages))):
+        print(f"resumed  {n_done} of {len(stages) + 1} stages are done")
+    print(f"model    {subject.name}, layers {', '.join(map(str, plan.layers))} of {plan.n_layers}")
+    print(
+        f"text     {options.n_blocks} blocks of {plan.seq_len} validation tokens, {options.calibration_blocks} of the "
+        "training split for calibration",
+        flush=True,
+    )
+    n_batches = -(-options.n_blocks // options.batch_size)
+    with _Progress((len(stages) + 1) * n_batches) as progress:
+        basis = _basis(plan, done, basis_file, lambda: progress.begin("basis", n_batches))
+        losses = {}
+        for stage in stages:
+            if stage.name not in done:
+                progress.begin(stage.label, 0)
+                values = crystallize.measure(
+                    subject.model, stage, plan.layers, plan.evaluation, basis, options.seed, options.batch_size,
+                    progress.tick,
+                )  # fmt: skip
+                done.keep(stage.name, values.tolist())
+            else:
+                progress.skip(n_batches)
+            losses[stage.name] = done[stage.name]
+            if stage.name == "full":
+                try:
+                    crystallize.check_full(losses)
+                except crystallize.FullModeError as error:
+                    raise IntegrityError(f"{subject.name}: {error}") from error
+    about = {
+        **plan.settings,
+        "ranks": plan.ranks,
+        "batch_size": options.batch_size,
+        "model": subject.name,
+        "text": subject.text,
+        "unit": subject.unit,
+        "n_layers": plan.n_layers,
+        "versions": _versions(),
+    }
+    summary = crystallize.summarise(losses, stages, basis, options.seed, about)
+    write_json(folder / "crystallize.json", summary)
+    with staged(folder / "crystallize.png") as picture:
+        draw(summary, picture)
+        picture.replace(folder / "crystallize.png")
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    console.print(mode_table(summary), spectrum_table(summary), sep="\n")
+    print(f"verdict  {summary['verdict']['text']}")
+    print(f"written  {folder / 'crystallize.json'}, crystallize.png and {basis_file.name}")
+
+
+def basis_name(layers: Sequence[int]) -> str:
+    """File name of the basis of these layers; runs of them in short, as in ``basis-layers-0-4to7.safetensors``."""
+    runs: list[list[int]] = []
+    for layer in layers:
+        if runs and layer == runs[-1][-1] + 1:
+            runs[-1].append(layer)
+        else:
+            runs.append([layer])
+    texts = (f"{run[0]}to{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
+    return f"basis-layers-{'-'.join(texts)}.safetensors"
+
+
+def _versions() -> dict[str, str]:
+    """Of what the figures were computed with."""
+    import torch
+
+    from app import __version__
+
+    found = {"archlab": __version__, "torch": str(torch.__version__)}
+    if "transformers" in sys.modules:
+        found["transformers"] = str(sys.modules["transformers"].__version__)
+    return found
+
+
+class _Plan:
+    """The settings, completed from the network and checked against it."""
+
+    def __init__(self, options: argparse.Namespace, subject: "Subject"):
+        import torch
+
+        from app.analysis.crystallize import tiles
+        from app.models.crystal import attention_layers, deepest_quarter
+
+        self.subject = subject
+        self.batch_size: int = options.batch_size
+        try:
+            self.n_layers = len(attention_layers(subject.model))
+        except ValueError as error:
+            raise ConfigurationError(f"{options.model}: {error}") from error
+        self.layers: list[int] = sorted(set(options.layers or deepest_quarter(self.n_layers)))
+        limit = subject.limit or sys.maxsize
+        self.seq_len: int = options.seq_len or min(SEQ_LEN, limit, subject.usual or SEQ_LEN)
+        problems = [
+            f"--layers {layer}: there is no such layer; {subject.name} has attention layers 0 … {self.n_layers - 1}"
+            for layer in self.layers
+            if not 0 <= layer < self.n_layers
+        ]
+        if self.seq_len > limit:
+            problems.append(f"--seq_len {self.seq_len}: {subject.name} reads at most {limit} tokens")
+        for flag, tokens, split in (
+            ("n_blocks", subject.evaluation, "validation"),
+            ("calibration_blocks", subject.calibration, "training"),
+        ):
+            if (wanted := getattr(options, flag)) * self.seq_len > len(tokens):
+                problems.append(
+                    f"--{flag} {wanted}: the {split} split has {len(tokens):,} tokens, {len(tokens) // self.seq_len} "
+                    f"blocks of {self.seq_len}; ask for fewer or shorter ones"
+                )
+        if all(0 <= layer < self.n_layers for layer in self.layers):
+            problems += self._width_problems(options)
+        if problems:
+            raise ConfigurationError(problems)
+        self.ranks = sorted(set(options.ranks or (rank for rank in RANKS if rank <= self.d_head)))
+        self.evaluation: torch.Tensor = tiles(subject.evaluation, options.n_blocks, self.seq_len)
+        self.calibration: torch.Tensor = tiles(subject.calibration, options.calibration_blocks, self.seq_len)
+        #: what every stage depends on; ranks are in the stages' names
+        self.settings: dict[str, Any] = {
+            "fingerprints": subject.fingerprints,
+            "layers": self.layers,
+            "n_blocks": options.n_blocks,
+            "calibration_blocks": options.calibration_blocks,
+            "seq_len": self.seq_len,
+            "seed": options.seed,
+            "device": options.device,
+        }
+        #: what the basis depends on
+        self.calibration_settings: dict[str, Any] = {
+            name: self.settings[name] for name in ("layers", "calibration_blocks", "seq_len", "device")
+        }
+
+    def _width_problems(self, options: argparse.Namespace) -> list[str]:
+        """What the width of the heads rules out."""
+        from app.models.crystal import head_shape
+
+        try:
+            self.d_head = min(head_shape(self.subject.model, layer)[1] for layer in self.layers)
+        except ValueError as error:
+            return [f"{options.model}: {error}"]
+        problems = [
+            f"--ranks {rank}: is above the head width, {self.d_head}"
+            for rank in options.ranks or ()
+            if rank > self.d_head
+        ]
+        n_calibration = options.calibration_blocks * self.seq_len
+        if n_calibration < self.d_head:
+            problems.append(
+                f"--calibration_blocks {options.calibration_blocks}: {n_calibration} tokens are too few for heads of "
+                f"width {self.d_head}; give at least as many, better ten times that"
+            )
+        return problems
+
+
+def _subject(options: argparse.Namespace) -> "Subject":
+    from app.commands import crystallize_input
+
+    _check_device(options.device)
+    name: str = options.model
+    if not name.startswith(crystallize_input.HUGGING_FACE):
+        return crystallize_input.of_run(
+            name, options.checkpoint, options.data, options.device, options.trust_imports
+        )
+    return crystallize_input.of_hugging_face(
+        name.removeprefix(crystallize_input.HUGGING_FACE),
+        options.data,
+        options.device,
+        (options.calibration_blocks, options.n_blocks),
+        options.seq_len or SEQ_LEN,
+        options.trust_imports,
+    )
+
+
+def _basis(plan: _Plan, done: Any, path: Path, begin: Callable[[], None]) -> "ResidualBasis":
+    """The basis of the residuals: the one of an earlier launch with the same settings, or made now."""
+    from app.models.crystal import ResidualBasis, calibrate
+    from app.run.atomic import storage_error
+
+    begin()
+    fingerprints = {**plan.subject.fingerprints, "calibration": plan.calibration_settings}
+    if "basis" in done:
+        try:
+            found = ResidualBasis.load(path)
+        except ValueError:
+            pass  # lost or damaged: made again
+        else:
+            if found.fingerprints == json.loads(json.dumps(fingerprints)):  # as they come back from the file
+                return found
+    device = next(plan.subject.model.parameters()).device
+    batches = (batch.to(device) for batch in plan.calibration.split(plan.batch_size))
+    basis = calibrate(plan.subject.model, plan.layers, batches, fingerprints)
+    try:
+        basis.save(path)
+    except OSError as error:
+        raise storage_error(error, path) from error
+    done.keep("basis", basis.n_tokens)
+    return basis
+
+
+class _Progress:
+    """A bar on a terminal; a line per stage elsewhere."""
+
+    def __init__(self, total: int):
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self._bar = None
+        self._began = time.monotonic()
+        if sys.stdout.isatty():
+            self._bar = Progress(
+                TextColumn("{task.description:<32}"), BarColumn(), TextColumn("{task.percentage:3.0f} %"),
+                TimeRemainingColumn(), transient=True,
+            )  # fmt: skip
+            self._task = self._bar.add_task("", total=total)
+
+    def __enter__(self) -> "_Progress":
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def begin(self, what: str, advance: int) -> None:
+        """Says what comes next; ``advance`` batches count as done with it."""
+        if self._bar is not None:
+            self._bar.update(self._task, description=what, advance=advance)
+        else:
+            print(f"stage    {what} ({time.monotonic() - self._began:.0f} s)", flush=True)
+
+    def tick(self) -> None:
+        """One batch is done."""
+        self.skip(1)
+
+    def skip(self, n_batches: int) -> None:
+        """So many batches are done, or were."""
+        if self._bar is not None:
+            self._bar.advance(self._task, n_batches)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:  # type: ignore[override]
+        raise ConfigurationError(f"app crystallize: {message}; see app crystallize --help")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="app crystallize",
+        description="Replaces the attention of chosen layers by the value of its top key plus a low-rank residual, and "
+        "says what that costs. A killed measurement goes on after its last finished stage.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("run", metavar="RUN", nargs="?", help="a run directory, or one of its checkpoint files")
+    add("--model", help="instead of RUN: hf:PATH_OR_ID, a GPT-2 model of transformers")
+    add("--layers", type=int, nargs="+", help="attention layers, from 0 (default: the deepest quarter)")
+    add("--ranks", type=int, nargs="+", help="ranks to measure (default: 1 2 4 8 16 32, to the head width)")
+    add("--n_blocks", type=int, default=30, help="blocks of validation text (default 30)")
+    add("--calibration_blocks", type=int, default=4, help="blocks of training text for the basis (default 4)")
+    add(
+        "--seq_len",
+        type=int,
+        help=f"tokens of a block (default {SEQ_LEN}, at most what the run was trained with)",
+    )
+    add("--seed", type=int, default=42, help="of the random bases and the bootstrap (default 42)")
+    add("--device", default="cpu", help="cpu (default), cuda, cuda:1, …")
+    add("--batch_size", type=int, default=8, help="blocks read at a time (default 8)")
+    add("--data", help="a configuration whose data is used, or a text file (default: the run's own data)")
+    add("--out_dir", help="folder of the results (default: RUN/crystallize, or crystallize-NAME)")
+    add("--checkpoint", choices=("best", "last"), default="best", help="which one of the run's")
+    add("--trust_imports", action="append", default=[], metavar="PREFIX",
+        help="import a network of your own from here")  # fmt: skip
+    return parser
+
+
+def _check(options: argparse.Namespace) -> None:
+    problems = []
+    if (options.run is None) == (options.model is None):
+        problems.append("app crystallize: name one network, as RUN or as --model hf:PATH_OR_ID")
+    options.model = options.model or options.run
+    for flag, low in (("n_blocks", 2), ("calibration_blocks", 1), ("seed", 0), ("batch_size", 1)):
+        if getattr(options, flag) < low:
+            problems.append(f"--{flag} {getattr(options, flag)}: must be {low} or more")
+    if options.seq_len is not None and options.seq_len < 2:
+        problems.append(f"--seq_len {options.seq_len}: must be 2 or more")
+    for rank in options.ranks or ():
+        if rank < 1:
+            problems.append(f"--ranks {rank}: must be 1 or more")
+    if problems:
+        raise ConfigurationError(problems)
+
+
+def _check_device(name: str) -> None:
+    import torch
+
+    try:
+        torch.zeros(1, device=name).item()
+    except Exception as error:  # each kind of device fails in its own way, also by a package that is missing
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ConfigurationError(
+            f"--device {name}: cannot be used here ({reason}); leave it out for cpu"
+        ) from error
