@@ -24,19 +24,23 @@ def run(name: str, words: list[str]) -> int:
     import torch
 
     from app.loading import load
-    from app.models.generation import generate
+    from app.models.generation import generate, generation_window
+    from datamodules.stream import TextStream, for_terminal
 
     _check_device(options.device)
     network, tokenizer, block_size = load(
         checkpoint, device=options.device, trust_imports=options.trust_imports
     )
     start = tokenizer.encode(options.prompt) if options.prompt else tokenizer.start()
+    # Words come back with a space after each, which must stand before what follows; unknown ones are seen as such.
+    prompt = options.prompt if tokenizer.is_lossless else tokenizer.decode(start) * bool(options.prompt)
     idx = torch.tensor([start.tolist()], dtype=torch.int64, device=options.device)
     n_tokens, seconds = 0, 0.0
+    shown = for_terminal if sys.stdout.isatty() else str
     for sample in range(options.samples):
         if options.samples > 1:
             print(f"--- sample {sample + 1}")
-        print(options.prompt, end="", flush=True)
+        print(prompt, end="", flush=True)
         generator = torch.Generator(device=options.device).manual_seed(options.seed + sample)
         began = time.monotonic()
         stream = generate(
@@ -47,11 +51,13 @@ def run(name: str, words: list[str]) -> int:
             top_k=options.top_k,
             top_p=options.top_p,
             generator=generator,
-            block_size=block_size,
+            block_size=generation_window(network, block_size),
         )
+        text = TextStream(tokenizer, before=start.tolist())
         for token in stream:
-            print(tokenizer.decode(token.cpu().numpy()), end="", flush=True)
+            print(shown(text.add(int(token))), end="", flush=True)
             n_tokens += 1
+        print(shown(text.end()), end="")
         seconds += time.monotonic() - began
         print(flush=True)
     print(

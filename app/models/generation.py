@@ -8,6 +8,21 @@ from torch import Tensor
 
 from app.models.language_model import LanguageModel
 
+#: below it a temperature in fp32 is 0; here already the likeliest token alone is left, and its equals
+SMALLEST_TEMPERATURE = 1e-30
+
+
+def generation_window(network: LanguageModel, block_size: int) -> int | None:
+    """The window that generation needs of a network trained on windows of ``block_size`` tokens.
+
+    A network that steps and reads any length needs none: what it remembers goes on, and ``block_size`` is then
+    only the length at which it was trained. Any other reads at most ``block_size`` tokens at a time.
+
+    Returns:
+        ``block_size`` for :func:`generate`; None for no window.
+    """
+    return None if network.can_step and network.max_context is None else block_size
+
 
 def generate(
     network: LanguageModel,
@@ -22,9 +37,9 @@ def generate(
 ) -> Iterator[Tensor]:
     """Continue each row of ``idx``, in evaluation mode and without gradients.
 
-    A network that can step reads each token once, others the whole context again for each. Either way it reads
-    at most L tokens at a time: a context that has grown beyond L goes on from its last L // 2 tokens, so that a
-    cache of L positions is refilled once in L / 2 tokens.
+    A network that can step reads each token once, others the whole context again for each. Where there is a
+    window of L tokens, either way reads at most that many: a context that has grown beyond L goes on from its
+    last L // 2 tokens, so that a cache of L positions is refilled once in L / 2 tokens.
 
     Args:
         network: any language model.
@@ -35,7 +50,7 @@ def generate(
         top_p: sample among the most likely tokens whose probabilities first reach this sum, in (0, 1];
             applied after ``top_k``.
         generator: source of randomness, on the device of ``idx``; the same state gives the same text.
-        block_size: L; None for the network's own limit, if it has one.
+        block_size: L, see :func:`generation_window`; None for the network's own limit, if it has one.
 
     Returns:
         An iterator over steps: ``(B,)`` int64, the next token of each row.
@@ -67,7 +82,9 @@ def generate(
     def next_token(logits: Tensor) -> Tensor:
         if temperature == 0:
             return logits.argmax(-1)
-        probabilities, token = _candidates(logits / temperature, top_k, top_p)
+        # From the largest down: a small temperature then overflows to a probability of 0, never to one of inf / inf.
+        below = logits - logits.amax(-1, keepdim=True)
+        probabilities, token = _candidates(below / max(temperature, SMALLEST_TEMPERATURE), top_k, top_p)
         choice = torch.multinomial(probabilities, 1, generator=generator)
         return token.gather(-1, choice).squeeze(-1)
 
@@ -90,12 +107,15 @@ def _steps(
             if limit is not None and context.shape[1] > limit:
                 context = context[:, -max(1, limit // 2) :]
                 cache = None
-            if not network.can_step:
-                logits = network(context).logits[:, -1]
-            elif cache is None:
-                logits, cache = network.prefill(context)
+            if network.can_step:
+                # A cache is seen by nobody else; without version counters, calls as short as these take a fifth less.
+                with torch.inference_mode():
+                    if cache is None:
+                        logits, cache = network.prefill(context)
+                    else:
+                        logits = network.step(context[:, -1], cache)
             else:
-                logits = network.step(context[:, -1], cache)
+                logits = network(context).logits[:, -1]
             token = next_token(logits.float())
             yield token
             context = torch.cat([context, token.unsqueeze(1)], dim=1)

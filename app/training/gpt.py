@@ -16,7 +16,7 @@ class GPTModule(LanguageModelModule):
         n_heads: attention heads per block; must divide ``d_model``.
         d_model: width of the residual stream.
         dropout: on embeddings, attention and both residual branches, in [0, 1).
-        bias: biases in the linear layers and norms.
+        bias: biases in the linear layers of the blocks; the norms always have one.
         tie_weights: one matrix for embedding and output head.
         training: optimizer, schedule and clipping, see :class:`LanguageModelModule`.
     """

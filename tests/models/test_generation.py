@@ -50,6 +50,11 @@ def test_temperature_sharpens() -> None:
     assert shares.item() == pytest.approx(0.64 / 0.68, abs=0.02)
 
 
+@pytest.mark.parametrize("temperature", [1e-3, 1e-39, 1e-300])
+def test_the_smallest_temperatures_leave_the_likeliest_and_its_equals(temperature: float) -> None:
+    assert sample(Fixed([0.2, 0.4, 0.4]), temperature=temperature).unique().tolist() == [1, 2]
+
+
 @pytest.mark.parametrize("top_k", [1, 3, 6, 50])
 def test_top_k_keeps_exactly_k_even_of_equals(top_k: int) -> None:
     tokens = sample(Fixed([0.15] * 6 + [0.1]), top_k=top_k)

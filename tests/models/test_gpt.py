@@ -146,3 +146,22 @@ def test_too_long_a_context_is_an_error() -> None:
 def test_mistakes_are_named(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         small_network(**options)
+
+
+def test_dropout_falls_on_embedding_attention_and_both_branches() -> None:
+    network = small_network(dropout=0.5, n_layers=1)
+    block, x = network.blocks[0], torch.randn(2, 19, 12)
+    entering: list[Tensor] = []
+    block.register_forward_pre_hook(lambda block, inputs: entering.append(inputs[0]))
+    network(torch.randint(0, 13, (2, 19)))
+    attention: list[float] = []
+    block.attn.core.register_forward_pre_hook(lambda core, inputs: attention.append(inputs[3]))
+    for dropped in (entering[0], block.attn(x), block.mlp(x)):
+        assert 0.4 < (dropped == 0).float().mean() < 0.6
+    q = torch.randn(2, 3, 19, 4)
+    torch.manual_seed(0)
+    dropped = block.attn.core(q, q, q, 0.5)
+    assert relative_error(dropped, F.scaled_dot_product_attention(q, q, q, is_causal=True)) > 0.1
+    network.eval()
+    block.attn(x)
+    assert attention == [0.5, 0.5, 0.0]

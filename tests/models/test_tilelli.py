@@ -5,26 +5,12 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from app.models.tilelli import TernaryLinear, TilelliBlock, TilelliLM, compute_with
 from app.ops import NAIVE
 from tests import tolerances
+from tests.models.tilelli_cases import OPTIONS, VOCABULARY, batch, losses_and_gradients, small_network
 from tests.parity import relative_error
-
-VOCABULARY = 17
-
-
-def small_network(**options: Any) -> TilelliLM:
-    torch.manual_seed(3)
-    arguments = {"n_layers": 2, "d_head": 4, "wide_kernel_size": 7, "top_k": 3} | options
-    return TilelliLM(VOCABULARY, 12, **arguments)
-
-
-def batch(n_windows: int = 3, n_tokens: int = 37) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(5)
-    tokens = torch.randint(0, VOCABULARY, (n_windows, n_tokens + 1), generator=generator)
-    return tokens[:, :-1], tokens[:, 1:]
 
 
 def starve(network: TilelliLM) -> None:
@@ -36,18 +22,26 @@ def starve(network: TilelliLM) -> None:
             block.router.weight.view(-1, block.n_banks, 12)[:, 0] = 0.2
 
 
-def losses_and_gradients(network: TilelliLM) -> tuple[Tensor, Tensor, Tensor]:
-    output = network(*batch())
-    assert output.loss is not None
-    gradients = torch.autograd.grad(output.loss + 100 * output.aux_loss, list(network.parameters()))
-    return output.loss, output.aux_loss, torch.cat([gradient.flatten() for gradient in gradients])
-
-
 @pytest.mark.parametrize("quantize", [False, True])
 @pytest.mark.parametrize("pathways", [3, 5])
 @pytest.mark.parametrize("n_banks", [1, 3])
 def test_fast_network_equals_the_original_form(n_banks: int, pathways: int, quantize: bool) -> None:
     network = small_network(n_banks=n_banks, pathways=pathways, quantize=quantize)
+    loss, aux_loss, gradient = losses_and_gradients(network)
+    expected, expected_aux, expected_gradient = losses_and_gradients(
+        compute_with(copy.deepcopy(network), NAIVE)
+    )
+    assert relative_error(loss, expected) <= tolerances.STEP_LOSS
+    assert relative_error(aux_loss, expected_aux) <= tolerances.OUTPUT
+    assert relative_error(gradient, expected_gradient) <= tolerances.STEP_GRADIENT
+
+
+@pytest.mark.parametrize("n_banks", [1, 3])
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_fast_network_equals_the_original_form_with_every_option(
+    options: dict[str, Any], n_banks: int
+) -> None:
+    network = small_network(n_banks=n_banks, **options)
     loss, aux_loss, gradient = losses_and_gradients(network)
     expected, expected_aux, expected_gradient = losses_and_gradients(
         compute_with(copy.deepcopy(network), NAIVE)
@@ -84,13 +78,20 @@ def test_both_forms_agree_along_a_run() -> None:
 
 
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("options", [{"n_banks": 3}, {"pathways": 3}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"pathways": 3}, {"n_banks": 3, "router_noise": 0.5}, *[{"n_banks": 3} | o for o in OPTIONS]],
+    ids=str,
+)
 def test_outputs_do_not_see_the_future(options: dict[str, Any], training: bool) -> None:
     network = small_network(**options).train(training)
     idx, _ = batch()
     changed = idx.clone()
     changed[:, 21:] = (changed[:, 21:] + 1) % VOCABULARY
-    before, after = network(idx).logits, network(changed).logits
+    torch.manual_seed(0)
+    before = network(idx).logits
+    torch.manual_seed(0)
+    after = network(changed).logits
     assert relative_error(after[:, :21], before[:, :21]) <= 1e-6
     assert (before[:, 21:] != after[:, 21:]).any()
 
@@ -107,15 +108,36 @@ def test_every_parameter_gets_a_gradient_even_of_a_starved_bank() -> None:
     assert network.blocks[0].dense.up.weight.grad[1:].eq(0).all()
 
 
-@pytest.mark.parametrize("n_banks", [1, 4])
-def test_a_training_step_never_waits_for_a_value(n_banks: int) -> None:
-    network = small_network(n_banks=n_banks)
+# Among them, everything that could be tempted to ask for a value.
+TEMPTING: dict[str, Any] = {
+    "n_banks": 4,
+    "top_k_routing": 6,
+    "balance": "bias",
+    "bank_gate": "bank",
+    "router_noise": 0.1,
+    "router_z_loss": 0.1,
+    "pathway_balance": 0.1,
+    "lsq": True,
+    "hadamard": True,
+    "path_norm": True,
+}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"n_banks": 1}, {"n_banks": 4}, TEMPTING, {"n_banks": 4, "balance": "switch", "per_row": True}],
+    ids=["one", "four", "every", "switch"],
+)
+def test_a_training_step_never_waits_for_a_value(options: dict[str, Any]) -> None:
+    network = small_network(**options)
     idx, targets = batch()
     # Long enough that sorts and sums take the paths of real sizes.
     idx, targets = idx.repeat(8, 5), targets.repeat(8, 5)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         output = network(idx, targets)
         (output.loss + output.aux_loss).backward()
+        with torch.no_grad():
+            network.after_optimizer_step(1)
     names = {event.key for event in profile.key_averages()}
     assert "aten::embedding" in names
     assert names.isdisjoint({"aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select"})
@@ -125,7 +147,7 @@ def test_auxiliary_loss_is_a_function_of_the_means() -> None:
     network = small_network(n_banks=3, aux_weight=0.5)
     output = network(*batch())
     means = network.auxiliary_means(output)
-    assert means.shape == (2, 5, 3)
+    assert means.shape == (2, 15)
     assert means.requires_grad
     assert torch.equal(network.auxiliary_losses(means), output.aux_loss)
     by_hand = sum(
@@ -244,8 +266,11 @@ def test_ignored_targets_do_not_count() -> None:
     assert relative_error(output.loss, expected) <= tolerances.OUTPUT
 
 
-def test_bfloat16_autocast_trains() -> None:
-    network = small_network(n_banks=2)
+@pytest.mark.parametrize(
+    "options", [{}, TEMPTING, {"per_row": True, "balance": "switch"}], ids=["plain", "every", "switch"]
+)
+def test_bfloat16_autocast_trains(options: dict[str, Any]) -> None:
+    network = small_network(**{"n_banks": 2} | options)
     with torch.autocast("cpu", torch.bfloat16):
         output = network(*batch())
     (output.loss + output.aux_loss).backward()

@@ -8,7 +8,18 @@ from app.ops import FAST, NAIVE, Operations
 from tests import tolerances
 from tests.parity import load_fixture, relative_error
 
-CASES = ["p3n2", "p5n1", "p5n4", "p5n4_fp"]
+CASES = [
+    "p3n2",
+    "p5n1",
+    "p5n1_fpattn",
+    "p5n1_topk2",
+    "p5n2_hadamard",
+    "p5n2_lsq",
+    "p5n2_perrow",
+    "p5n4",
+    "p5n4_fp",
+    "p5n4_topk6",
+]
 
 
 @pytest.mark.parametrize("operations", [FAST, NAIVE], ids=["fast", "naive"])
@@ -34,3 +45,16 @@ def test_block_reproduces_the_recorded_one(case: str, operations: Operations) ->
     assert gradients.keys() == fixture.part("grad.").keys()
     for name, gradient in gradients.items():
         assert relative_error(gradient, recorded[f"grad.{name}"]) <= tolerances.GRADIENT, name
+
+
+@pytest.mark.parametrize("operations", [FAST, NAIVE], ids=["fast", "naive"])
+@pytest.mark.parametrize("skip_mode", ["per_call", "per_token"])
+@pytest.mark.parametrize("case", CASES)
+def test_inference_reproduces_the_recorded_one(case: str, skip_mode: str, operations: Operations) -> None:
+    fixture = load_fixture(f"tilelli_block_{case}")
+    skipping = {"skip_threshold": fixture.case["skip_threshold"], "skip_mode": skip_mode}
+    block = compute_with(TilelliBlock(**fixture.case["kwargs"] | skipping), operations)
+    block.load_state_dict(fixture.part("weight."))
+    y = block.infer(fixture.tensors["x"])
+    assert not y.requires_grad
+    assert relative_error(y, fixture.tensors[f"infer_{skip_mode}"]) <= tolerances.OUTPUT

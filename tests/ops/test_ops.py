@@ -13,6 +13,8 @@ from app.ops.banked_diagonal_scan import vectorized as scan
 from app.ops.banked_sparse_attention import vectorized as attention
 from app.ops.banked_sparse_attention.selection import largest_first
 from app.ops.banks import (
+    BankSums,
+    bank_indicator,
     blocked_linear,
     blocked_outer,
     grouped_linear,
@@ -105,14 +107,23 @@ def test_gradients_against_finite_differences(op: str, form: Any) -> None:
     assert torch.autograd.gradcheck(function, [given[name] for name in names])
 
 
+@pytest.mark.parametrize("form", [NAIVE, FAST], ids=["naive", "fast"])
 @pytest.mark.parametrize("op", BANKED)
-def test_outputs_do_not_see_the_future(op: str) -> None:
+def test_an_empty_batch_has_gradients_of_zero(op: str, form: Any) -> None:
+    y, gradients = output_and_gradients(getattr(form, op), arguments(op, (0, 9, 7, 3)))
+    assert y.shape == (0, 9, 7)
+    assert all(gradient.eq(0).all() for gradient in gradients.values())
+
+
+@pytest.mark.parametrize("first", [20, 2])  # fewer positions than top_k before the second
+@pytest.mark.parametrize("op", BANKED)
+def test_outputs_do_not_see_the_future(op: str, first: int) -> None:
     given = arguments(op, (2, 37, 7, 4))
     changed = given | {"h": given["h"].detach().clone()}
-    changed["h"][:, 20:] = float("nan")
+    changed["h"][:, first:] = float("nan")
     before, after = (getattr(FAST, op)(**x).detach() for x in (given, changed))
-    assert torch.equal(before[:, :20], after[:, :20])
-    assert after[:, 20:].isnan().any()
+    assert torch.equal(before[:, :first], after[:, :first])
+    assert after[:, first:].isnan().any()
 
 
 @pytest.mark.parametrize("op", BANKED)
@@ -206,3 +217,54 @@ class TestTernary:
 
     def test_zero_weights_stay_finite(self, form: Any) -> None:
         assert form.ternary(torch.zeros(2, 3), (0, 1)).eq(0).all()
+
+
+@pytest.mark.parametrize("banks", [[0, 0, 0], [2, 0, 2], list(range(4)) * 97])
+def test_sums_by_bank(banks: list[int]) -> None:
+    bank = torch.tensor(banks)
+    rows = torch.randn(len(banks), 5, generator=torch.Generator().manual_seed(0))
+    expected = torch.stack([rows[bank == n].sum(0) for n in range(4)])
+    sorted_sums, products = (BankSums(bank, 4, rows.dtype) for _ in range(2))
+    products.indicator_NS = bank_indicator(bank, 4, rows.dtype)  # what an accelerator does
+    for sums in (sorted_sums, products):
+        total = torch.ones(4, 5)
+        sums.add_to(total, rows)
+        assert relative_error(total, expected + 1) <= tolerances.OUTPUT
+
+
+@pytest.mark.parametrize("shape", [(2, 37, 7), (1, 1, 5), (3, 4, 16)], ids=str)
+@pytest.mark.parametrize("n_pathways", [1, 3, 5])
+def test_mixture_equals_the_reference(n_pathways: int, shape: tuple[int, int, int]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    weights = torch.rand(*shape[:2], n_pathways, generator=generator).requires_grad_()
+    outputs = [torch.randn(shape, generator=generator).requires_grad_() for _ in range(n_pathways)]
+    upstream = torch.randn(shape, generator=generator)
+    found, expected = (form.pathway_mix(weights, outputs) for form in (FAST, NAIVE))
+    assert relative_error(found, expected) <= tolerances.OUTPUT
+    leaves = [weights, *outputs]
+    gradients, expected_gradients = (torch.autograd.grad(y, leaves, upstream) for y in (found, expected))
+    for gradient, wanted in zip(gradients, expected_gradients, strict=True):
+        assert relative_error(gradient, wanted) <= tolerances.GRADIENT
+
+
+def test_mixture_of_several_formats() -> None:
+    weights = torch.rand(2, 5, 3, requires_grad=True)
+    wide = [torch.randn(2, 5, 8) for _ in range(3)]
+    outputs = [wide[0].requires_grad_(), *(x.bfloat16().requires_grad_() for x in wide[1:])]
+    y = FAST.pathway_mix(weights, outputs)
+    assert y.dtype == torch.float32
+    assert relative_error(y, NAIVE.pathway_mix(weights, outputs)) <= tolerances.OUTPUT
+    y.sum().backward()
+    assert [x.grad.dtype for x in outputs] == [torch.float32, torch.bfloat16, torch.bfloat16]
+    assert relative_error(outputs[1].grad.float(), weights[..., 1:2].expand(2, 5, 8)) <= tolerances.BFLOAT16
+
+
+def test_mixture_against_finite_differences() -> None:
+    leaves = [
+        torch.randn(2, 3, 2, dtype=torch.float64),
+        *(torch.randn(2, 3, 4, dtype=torch.float64) for _ in "ab"),
+    ]
+    for leaf in leaves:
+        leaf.requires_grad_()
+    for form in (FAST, NAIVE):
+        assert torch.autograd.gradcheck(lambda w, *y, form=form: form.pathway_mix(w, y), leaves)

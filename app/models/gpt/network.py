@@ -7,11 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from app.models.attention import KeyValueCache, SoftmaxAttention
+from app.models.attention import SoftmaxAttention
+from app.models.gpt.recurrent import GPTCache
 from app.models.language_model import LanguageModel, next_token_loss
+from app.models.layers import initial_std, transformer_flops
 from app.records import LanguageModelOutput
-
-INITIAL_STD = 0.02  # GPT-2's
 
 
 class CausalSelfAttention(nn.Module):
@@ -21,20 +21,19 @@ class CausalSelfAttention(nn.Module):
         super().__init__()
         self.n_heads = n_heads
         self.dropout = dropout
+        self.has_bias = bias
         self.q_proj = nn.Linear(d_model, d_model, bias=bias)
         self.k_proj = nn.Linear(d_model, d_model, bias=bias)
         self.v_proj = nn.Linear(d_model, d_model, bias=bias)
         self.o_proj = nn.Linear(d_model, d_model, bias=bias)
         self.core = SoftmaxAttention()
 
-    def forward(self, x: Tensor, cache: KeyValueCache | None = None) -> Tensor:
-        """Mix positions, those in the cache before those of ``x``; the residual dropout is applied here."""
+    def forward(self, x: Tensor) -> Tensor:
+        """Mix positions; the residual dropout is applied here."""
         q, k, v = (
             proj(x).unflatten(-1, (self.n_heads, -1)).transpose(1, 2)  # (B, H, T, d)
             for proj in (self.q_proj, self.k_proj, self.v_proj)
         )
-        if cache is not None:
-            k, v = cache.append(k, v)
         y = self.core(q, k, v, self.dropout if self.training else 0.0)
         y = self.o_proj(y.transpose(1, 2).flatten(2))  # (B, T, D)
         return F.dropout(y, self.dropout, self.training)
@@ -64,9 +63,9 @@ class GPTBlock(nn.Module):
         self.ln2 = nn.LayerNorm(d_model)
         self.mlp = MLP(d_model, dropout, bias)
 
-    def forward(self, x: Tensor, cache: KeyValueCache | None = None) -> Tensor:
-        """``(B, T, D) → (B, T, D)``, positions in the cache before those of ``x``."""
-        x = x + self.attn(self.ln1(x), cache)
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, T, D) → (B, T, D)``."""
+        x = x + self.attn(self.ln1(x))
         return x + self.mlp(self.ln2(x))
 
 
@@ -132,20 +131,14 @@ class GPT(LanguageModel):
     def _initialise(self, n_layers: int) -> None:
         for name, parameter in self.named_parameters():
             if parameter.dim() >= 2:
-                onto_residual = name.endswith(("o_proj.weight", "mlp.proj.weight"))
-                std = INITIAL_STD / (2 * n_layers) ** 0.5 if onto_residual else INITIAL_STD
-                nn.init.normal_(parameter, std=std)
+                nn.init.normal_(parameter, std=initial_std(name, n_layers))
             elif name.endswith(".bias"):
                 nn.init.zeros_(parameter)
 
     def flops_per_token(self, block_size: int) -> float:
-        """Training FLOPs of one token: 2 per multiply-add forward, 4 backward (Kaplan et al. 2020).
-
-        Args:
-            block_size: T; a query meets (T + 1) / 2 keys and values on average.
-        """
+        """Training FLOPs of one token, see :func:`app.models.layers.transformer_flops`."""
         V, D = self.tok_emb.weight.shape
-        return 6.0 * (len(self.blocks) * (12 * D * D + (block_size + 1) * D) + V * D)
+        return transformer_flops(len(self.blocks), D, V, block_size)
 
     def forward(self, idx: Tensor, targets: Tensor | None = None) -> LanguageModelOutput:
         """See :meth:`LanguageModel.forward`.
@@ -153,7 +146,10 @@ class GPT(LanguageModel):
         Raises:
             ValueError: T is beyond ``block_size``.
         """
-        logits = self.head(self._hidden(idx))  # (B, T, V)
+        x = F.dropout(self.embed(idx), self.dropout, self.training)  # (B, T, D)
+        for block in self.blocks:
+            x = block(x)
+        logits = self.head(self.ln_f(x))  # (B, T, V)
         return LanguageModelOutput(
             logits=logits,
             loss=next_token_loss(logits, targets),
@@ -161,29 +157,34 @@ class GPT(LanguageModel):
             routing=[],
         )
 
-    def prefill(self, idx: Tensor) -> tuple[Tensor, list[KeyValueCache]]:
-        """See :meth:`LanguageModel.prefill`; a cache of ``block_size`` positions per block."""
-        assert self.max_context is not None
-        caches = [KeyValueCache(self.max_context) for _ in self.blocks]
-        return self.head(self._hidden(idx, caches)[:, -1]), caches
+    def prefill(self, idx: Tensor) -> tuple[Tensor, GPTCache]:
+        """See :meth:`LanguageModel.prefill`; the cache holds ``block_size`` positions."""
+        cache = GPTCache(self)
+        return cache.read(idx), cache
 
-    def step(self, token: Tensor, cache: list[KeyValueCache]) -> Tensor:
+    def step(self, token: Tensor, cache: GPTCache) -> Tensor:
         """See :meth:`LanguageModel.step`; at most ``block_size`` positions in all."""
-        logits: Tensor = self.head(self._hidden(token[:, None], cache)[:, -1])
-        return logits
+        return cache.read(token.unsqueeze(1))
 
-    def _hidden(self, idx: Tensor, caches: list[KeyValueCache] | None = None) -> Tensor:
-        """What the head reads, ``(B, T, D)``."""
-        start = 0 if caches is None else caches[0].length
+    @property
+    def gpt_blocks(self) -> list[GPTBlock]:
+        """The blocks, first to last."""
+        return [block for block in self.blocks if isinstance(block, GPTBlock)]
+
+    def embed(self, idx: Tensor, start: int = 0) -> Tensor:
+        """What the first block reads, ``(B, T, D)``, before dropout.
+
+        Args:
+            idx: ``(B, T)`` int64.
+            start: position of the first token.
+
+        Raises:
+            ValueError: ``start + T`` is beyond ``block_size``.
+        """
         end = start + idx.shape[1]
-        if self.max_context is not None and self.max_context < end:
+        if end > self.pos_emb.num_embeddings:
             raise ValueError(
                 f"a context of {end} tokens: this network reads at most block_size = {self.max_context}"
             )
-        position = torch.arange(start, end, device=idx.device)
-        x = self.tok_emb(idx) + self.pos_emb(position)  # (B, T, D)
-        x = F.dropout(x, self.dropout, self.training)
-        for i, block in enumerate(self.blocks):
-            x = block(x, None if caches is None else caches[i])
-        hidden: Tensor = self.ln_f(x)
-        return hidden
+        x: Tensor = self.tok_emb(idx) + self.pos_emb(torch.arange(start, end, device=idx.device))
+        return x

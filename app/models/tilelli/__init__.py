@@ -1,6 +1,6 @@
 """Tilelli: ternary pathways, one router per block, weight banks."""
 
-from app.models.tilelli.block import BankRouting, TilelliBlock
+from app.models.tilelli.block import TilelliBlock
 from app.models.tilelli.network import TilelliLM
 from app.models.tilelli.parts import (
     DiagonalSSM,
@@ -10,6 +10,7 @@ from app.models.tilelli.parts import (
     TernaryLinear,
 )
 from app.models.tilelli.reference import compute_with
+from app.models.tilelli.routing import BankRouting
 
 __all__ = [
     "BankRouting",

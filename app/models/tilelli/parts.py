@@ -1,66 +1,30 @@
-"""The parts of a Tilelli block: ternary weights, and the pathways that use them.
+"""The pathways of a Tilelli block.
 
 A pathway's weights are stacked over its N banks on axis 0. Called with the bank of each token, a pathway
 returns for each token the output of its own bank, as if that bank's weights had read the whole sequence.
+Without banks named, every token uses the first.
 
 Shape suffixes: B batch, T sequence, D width, d head width, N banks, K taps, F hidden width.
 """
 
+from typing import Literal
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from app.ops import FAST, Operations
+from app.models.tilelli.weights import TernaryLinear, TilelliPart, WeightBank
+
+__all__ = [
+    "DiagonalSSM",
+    "SparseCausalAttention",
+    "TernaryCausalConv1d",
+    "TernaryFFN",
+    "TernaryLinear",
+    "TilelliPart",
+    "WeightBank",
+]
 
 INITIAL_DECAY_LOGIT = 1.5  # tanh(1.5) = 0.905: a memory of about ten tokens
-
-
-class TilelliPart(nn.Module):
-    """A module that computes with operators; ``operations`` says in which form."""
-
-    operations: Operations = FAST
-
-
-class TernaryLinear(TilelliPart):
-    """Linear map with ternary weights, no bias, activations as they come: ``(..., in) → (..., out)``.
-
-    Args:
-        in_features: W ~ N(0, 1/in_features).
-        out_features: number of outputs.
-        quantize: False uses W itself.
-    """
-
-    def __init__(self, in_features: int, out_features: int, quantize: bool = True):
-        super().__init__()
-        self.quantize = quantize
-        self.weight = nn.Parameter(torch.randn(out_features, in_features) * in_features**-0.5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``x Ŵᵀ``, with one scale for the whole of W."""
-        weight = self.operations.ternary(self.weight, (0, 1)) if self.quantize else self.weight
-        return F.linear(x, weight)
-
-
-class WeightBank(TilelliPart):
-    """N weights of one shape; calling it gives the effective ones, ``(N, *shape)``, a ternary scale per bank.
-
-    Args:
-        n_banks: N.
-        shape: of one weight.
-        variance: of the initial normal distribution.
-        quantize: False gives the weights themselves.
-    """
-
-    def __init__(self, n_banks: int, shape: tuple[int, ...], variance: float, quantize: bool = True):
-        super().__init__()
-        self.quantize = quantize
-        self.weight = nn.Parameter(torch.randn(n_banks, *shape) * variance**0.5)
-
-    def forward(self) -> Tensor:
-        """The weights to compute with."""
-        if not self.quantize:
-            return self.weight
-        return self.operations.ternary(self.weight, tuple(range(1, self.weight.dim())))
 
 
 class TernaryCausalConv1d(WeightBank):
@@ -71,14 +35,27 @@ class TernaryCausalConv1d(WeightBank):
         kernel_size: K; W ~ N(0, 1/K).
         n_banks: N.
         quantize: False uses W itself.
+        per_row: a scale per channel, over its taps, in place of one per bank.
+        lsq: learn the scale of each bank.
+
+    Raises:
+        ValueError: see :class:`~app.models.tilelli.weights.QuantisedWeight`.
     """
 
-    def __init__(self, d_model: int, kernel_size: int, n_banks: int = 1, quantize: bool = True):
-        super().__init__(n_banks, (d_model, kernel_size), 1 / kernel_size, quantize)
+    def __init__(
+        self,
+        d_model: int,
+        kernel_size: int,
+        n_banks: int = 1,
+        quantize: bool = True,
+        per_row: bool = False,
+        lsq: bool = False,
+    ):
+        super().__init__(n_banks, (d_model, kernel_size), 1 / kernel_size, quantize, per_row=per_row, lsq=lsq)
 
-    def forward(self, h: Tensor, bank: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(self, h: Tensor, bank: Tensor | None = None) -> Tensor:  # type: ignore[override]
         """``(B, T, D)`` and each token's bank ``(B, T)`` to ``(B, T, D)``."""
-        return self.operations.banked_causal_conv(h, super().forward(), bank)
+        return self.operations.banked_causal_conv(h, self.effective_weight(), _bank_of(h, bank))
 
 
 class DiagonalSSM(TilelliPart):
@@ -87,46 +64,63 @@ class DiagonalSSM(TilelliPart):
     Never quantised; the state is fp32 under autocast too.
 
     Args:
-        d_model: channels; b, c ~ N(0, 1/D).
+        d_model: channels.
         n_banks: N.
+        init: ``original`` draws b and c from N(0, 1/D), so that the output starts about 2.35/D in scale and
+            next to nothing of it is heard; ``unit`` draws them from N(0, 1).
+
+    Raises:
+        ValueError: another ``init``.
     """
 
-    def __init__(self, d_model: int, n_banks: int = 1):
+    def __init__(self, d_model: int, n_banks: int = 1, init: Literal["original", "unit"] = "original"):
         super().__init__()
+        if init not in ("original", "unit"):
+            raise ValueError(f"init = {init}: must be one of original, unit")
+        std = d_model**-0.5 if init == "original" else 1.0
         self.decay_logit = nn.Parameter(torch.full((n_banks, d_model), INITIAL_DECAY_LOGIT))
-        self.input_gain = nn.Parameter(torch.randn(n_banks, d_model) * d_model**-0.5)
-        self.output_gain = nn.Parameter(torch.randn(n_banks, d_model) * d_model**-0.5)
+        self.input_gain = nn.Parameter(torch.randn(n_banks, d_model) * std)
+        self.output_gain = nn.Parameter(torch.randn(n_banks, d_model) * std)
 
-    def forward(self, h: Tensor, bank: Tensor) -> Tensor:
+    def forward(self, h: Tensor, bank: Tensor | None = None) -> Tensor:
         """``(B, T, D)`` and each token's bank ``(B, T)`` to ``(B, T, D)``."""
         decay = torch.tanh(self.decay_logit)
-        return self.operations.banked_diagonal_scan(h, decay, self.input_gain, self.output_gain, bank)
+        return self.operations.banked_diagonal_scan(
+            h, decay, self.input_gain, self.output_gain, _bank_of(h, bank)
+        )
 
 
 class SparseCausalAttention(TilelliPart):
     """One attention head over each query's ``min(top_k, t+1)`` best positions ≤ t, without output projection.
 
+    Its weights always have one scale per tensor and bank.
+
     Args:
         d_model: width of input and values.
         d_head: width of queries and keys.
-        top_k: positions kept per query.
+        top_k: positions kept per query, at least 1.
         n_banks: N.
         quantize: False uses the weights themselves.
+
+    Raises:
+        ValueError: ``top_k`` below 1.
     """
 
     def __init__(
         self, d_model: int, d_head: int = 32, top_k: int = 8, n_banks: int = 1, quantize: bool = True
     ):
         super().__init__()
+        if top_k < 1:
+            raise ValueError(f"top_k = {top_k}: must be at least 1")
         self.top_k = top_k
         self.query = WeightBank(n_banks, (d_head, d_model), 1 / d_model, quantize)
         self.key = WeightBank(n_banks, (d_head, d_model), 1 / d_model, quantize)
         self.value = WeightBank(n_banks, (d_model, d_model), 1 / d_model, quantize)
 
-    def forward(self, h: Tensor, bank: Tensor) -> Tensor:
+    def forward(self, h: Tensor, bank: Tensor | None = None) -> Tensor:
         """``(B, T, D)`` and each token's bank ``(B, T)`` to ``(B, T, D)``."""
         return self.operations.banked_sparse_attention(
-            h, self.query(), self.key(), self.value(), bank, self.top_k
+            h, self.query(), self.key(), self.value(), _bank_of(h, bank), self.top_k
         )
 
 
@@ -138,13 +132,34 @@ class TernaryFFN(TilelliPart):
         expand: hidden width over ``d_model``.
         n_banks: N.
         quantize: False uses the weights themselves.
+        per_row: a scale per output in place of one per bank.
+        hadamard: quantise both weights in the Walsh–Hadamard basis of their inputs.
+        lsq: learn the scale of each bank.
+
+    Raises:
+        ValueError: see :class:`~app.models.tilelli.weights.QuantisedWeight`.
     """
 
-    def __init__(self, d_model: int, expand: int = 2, n_banks: int = 1, quantize: bool = True):
+    def __init__(
+        self,
+        d_model: int,
+        expand: int = 2,
+        n_banks: int = 1,
+        quantize: bool = True,
+        per_row: bool = False,
+        hadamard: bool = False,
+        lsq: bool = False,
+    ):
         super().__init__()
-        self.up = WeightBank(n_banks, (expand * d_model, d_model), 1 / d_model, quantize)
-        self.down = WeightBank(n_banks, (d_model, expand * d_model), 1 / (expand * d_model), quantize)
+        width, form = expand * d_model, (quantize, per_row, hadamard, lsq)
+        self.up = WeightBank(n_banks, (width, d_model), 1 / d_model, *form)
+        self.down = WeightBank(n_banks, (d_model, width), 1 / width, *form)
 
-    def forward(self, h: Tensor, bank: Tensor) -> Tensor:
+    def forward(self, h: Tensor, bank: Tensor | None = None) -> Tensor:
         """``(B, T, D)`` and each token's bank ``(B, T)`` to ``(B, T, D)``."""
-        return self.operations.banked_ffn(h, self.up(), self.down(), bank)
+        return self.operations.banked_ffn(h, self.up(), self.down(), _bank_of(h, bank))
+
+
+def _bank_of(h: Tensor, bank: Tensor | None) -> Tensor:
+    """Each token's bank ``(B, T)``; the first where none is named."""
+    return h.new_zeros(h.shape[:2], dtype=torch.int64) if bank is None else bank

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from app.ops.banks import bank_indicator
+from app.ops.banks import BankSums
 from app.ops.precision import accumulation_dtype
 
 # Elements of one tile: output, input and chosen taps (3 × 2 MiB in fp32) then stay in a processor's cache
@@ -40,14 +40,14 @@ class _BankedCausalConv(torch.autograd.Function):
         d_taps = torch.zeros_like(taps_KND)
         for b, t in _tiles(grad):
             choose = _TapChooser(taps_KND, bank[b, t])
-            indicator = bank_indicator(bank[b, t].reshape(-1), n_banks, grad.dtype)
+            by_bank = BankSums(bank[b, t].reshape(-1), n_banks, grad.dtype)
             grad_tile = grad[b, t]
             product = torch.empty(grad_tile.shape, dtype=grad.dtype, device=grad.device)
             for j in range(kernel_size):
                 reach = slice(t.start + j, t.stop + j)
                 d_padded[b, reach].addcmul_(choose(j), grad_tile)
                 torch.mul(padded[b, reach], grad_tile, out=product)
-                d_taps[j].addmm_(indicator, product.view(-1, n_channels))
+                by_bank.add_to(d_taps[j], product.view(-1, n_channels))
         return d_padded[:, kernel_size - 1 :], d_taps.permute(1, 2, 0), None
 
 
@@ -71,8 +71,9 @@ def _tiles(h: Tensor) -> Iterator[tuple[slice, slice]]:
     """Windows and times of each tile; one tile where there is no cache to fit."""
     B, T, D = h.shape
     n_tokens = TILE_ELEMENTS // D if h.device.type == "cpu" else B * T
-    n_windows = min(B, max(1, n_tokens // T))
-    n_times = min(T, max(1, n_tokens))
+    # An empty batch has no tiles, for which these steps need not be 0.
+    n_windows = max(1, min(B, n_tokens // max(1, T)))
+    n_times = max(1, min(T, n_tokens))
     for b in range(0, B, n_windows):
         for t in range(0, T, n_times):
             yield slice(b, min(B, b + n_windows)), slice(t, min(T, t + n_times))

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from app.ops.banks import bank_indicator
+from app.ops.banks import BankSums
 from app.ops.precision import accumulation_dtype
 
 # Steps whose states are held at once: all banks of 32 steps of 32 windows of width 128 take 8 MiB at N = 4.
@@ -71,7 +71,7 @@ class _BankedDiagonalScan(torch.autograd.Function):
             d_decay += g[1:].mul_(z[:-1]).sum((0, 1))
             chosen = z.flatten(0, 2).index_select(0, _rows(bank_LR[block], decay.shape[0]))
             chosen.mul_(grad_LRD[block].reshape(chosen.shape))
-            d_gain.addmm_(bank_indicator(bank_LR[block].reshape(-1), decay.shape[0], gain.dtype), chosen)
+            BankSums(bank_LR[block].reshape(-1), decay.shape[0], gain.dtype).add_to(d_gain, chosen)
         return _from_chunks(d_h, h.shape), d_decay, d_gain, None
 
 
@@ -111,6 +111,8 @@ def _carry(ends_RND: Tensor, decay_ND: Tensor, n_chunks: int, backwards: bool = 
 def _n_chunks(h: Tensor, decay: Tensor) -> int:
     """Chunks of a sequence that run side by side; they pay for states twice, so only if steps are cheap."""
     B, T, _ = h.shape
+    if B == 0:
+        return 1
     if h.device.type != "cpu":
         return isqrt(T)
     if B * decay.numel() >= WORTHWHILE_STEP:
@@ -129,7 +131,8 @@ def _to_chunks(x: Tensor, n_chunks: int) -> Tensor:
 
 def _from_chunks(x_LRD: Tensor, shape: torch.Size) -> Tensor:
     B, T, D = shape
-    return x_LRD.transpose(0, 1).reshape(B, -1, D)[:, :T]
+    n_chunks = x_LRD.shape[1] // B if B > 0 else 1  # written out: the shape of an empty batch leaves it open
+    return x_LRD.transpose(0, 1).reshape(B, n_chunks * x_LRD.shape[0], D)[:, :T]
 
 
 def _blocks(n_steps: int) -> Iterator[slice]:

@@ -48,8 +48,8 @@ class _BankedSparseAttention(torch.autograd.Function):
         )
 
         row_of_window = torch.arange(0, B * T, T, device=h.device).view(B, 1, 1)
-        source = (position + row_of_window).view(B * T, -1).index_select(0, groups.order)
-        weight = weight.view(B * T, -1).index_select(0, groups.order)
+        source = (position + row_of_window).flatten(0, 1).index_select(0, groups.order)
+        weight = weight.flatten(0, 1).index_select(0, groups.order)
         mixed_SD = _weighted_rows(h_SD, source, weight)
         ys_SD = grouped_linear(mixed_SD.to(dtype), value, groups)
         ctx.save_for_backward(h_SD, query, key, value, qs_Sd, keys_SNd, source, weight, mixed_SD, *groups)
@@ -95,7 +95,7 @@ def _select(
     n_kept = min(top_k, T)
     positions = torch.empty(B, T, n_kept, dtype=torch.int64, device=query.device)
     weights = torch.empty(B, T, n_kept, dtype=dtype, device=query.device)
-    n_rows = max(1, SCORES_PER_TILE.get(query.device.type, SCORES_PER_TILE_ELSEWHERE) // (B * T))
+    n_rows = max(1, SCORES_PER_TILE.get(query.device.type, SCORES_PER_TILE_ELSEWHERE) // max(1, B * T))
     for start in range(0, T, n_rows):
         rows = slice(start, min(T, start + n_rows))
         n_keys = max(rows.stop, n_kept)
@@ -127,7 +127,7 @@ def _row_products(rows_SD: Tensor, index_Sk: Tensor, other_SD: Tensor) -> Tensor
     S, n_kept = index_Sk.shape
     D = rows_SD.shape[1]
     products = rows_SD.new_empty(S, n_kept)
-    n_tokens = max(1, GATHERED_ELEMENTS // (n_kept * D)) if rows_SD.device.type == "cpu" else S
+    n_tokens = max(1, GATHERED_ELEMENTS // (n_kept * D) if rows_SD.device.type == "cpu" else S)
     buffer = rows_SD.new_empty(min(S, n_tokens) * n_kept, D)
     for start in range(0, S, n_tokens):
         index = index_Sk[start : start + n_tokens]

@@ -1,0 +1,87 @@
+"""Tilelli as the command line sees it: arguments, mistakes, and settings without an effect."""
+
+import inspect
+from typing import Any
+
+import pytest
+
+from app.models.tilelli import TilelliBlock, TilelliLM
+from app.training import TilelliModule
+
+DEFAULTS = {
+    name: parameter.default
+    for base in TilelliModule.__mro__[:2]
+    for name, parameter in inspect.signature(base).parameters.items()
+    if parameter.default is not inspect.Parameter.empty
+}
+
+
+def without_effect(**changes: Any) -> dict[str, str]:
+    return dict(TilelliModule.without_effect(**DEFAULTS | changes))
+
+
+def test_module_network_and_block_take_the_same_options() -> None:
+    block, network, module = (
+        inspect.signature(c).parameters for c in (TilelliBlock, TilelliLM, TilelliModule)
+    )
+    assert block.keys() <= network.keys() <= module.keys()
+    for name, parameter in block.items():
+        assert network[name].default == parameter.default, name
+    for name, parameter in network.items():
+        if name not in ("vocab_size", "d_model", "n_layers"):
+            assert module[name].default == parameter.default, name
+    for c in (TilelliBlock, TilelliLM, TilelliModule):
+        documented = inspect.getdoc(c)
+        assert documented is not None
+        assert all(f"\n    {name}: " in documented for name in inspect.signature(c).parameters), c
+
+
+def test_block_size_reaches_the_network_with_learned_positions_only() -> None:
+    small = {"vocab_size": 5, "d_model": 8, "n_layers": 1, "block_size": 6}
+    assert TilelliModule(**small).network.max_context is None
+    assert TilelliModule(**small).network.description()["init_args"]["block_size"] is None
+    assert TilelliModule(**small, position="learned").network.max_context == 6
+
+
+def test_mistakes_are_gathered() -> None:
+    found = TilelliModule.problems(
+        **DEFAULTS | {"lsq": True, "quantize": False, "skip_threshold": 2.0, "beta1": 2.0}
+    )
+    assert [line.partition(":")[0] for line in found] == ["skip_threshold", "lsq", "beta1"]
+
+
+@pytest.mark.parametrize("d_model", [10**11, 10**30])
+def test_a_width_beyond_any_memory_is_a_problem_like_others(d_model: int) -> None:
+    problem, *_ = TilelliModule.problems(**DEFAULTS | {"d_model": d_model, "n_layers": 1})
+    assert problem.startswith("d_model: the network cannot be laid out")
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"pathways": 3}, {"wide_kernel_size", "dense_expand"}),
+        ({"n_banks": 1}, {"bank_gate", "balance", "aux_weight"}),
+        ({"quantize": False}, {"per_row", "hadamard", "fp_attention"}),
+        ({"n_banks": 2, "top_k_routing": 10}, {"top_k_routing"}),
+        ({"n_banks": 2, "top_k_routing": 9}, set()),
+        ({"position": "none"}, {"block_size"}),
+        ({"position": "learned"}, set()),
+        ({"n_banks": 4, "balance": "bias"}, {"aux_weight"}),
+        ({"n_banks": 4, "balance": "switch"}, set()),
+        ({"n_banks": 1, "router_z_loss": 0.1}, {"bank_gate", "balance"}),
+        ({"aux_weight": 0.0}, {"router_z_loss", "pathway_balance"}),
+        ({"aux_weight": 0.0, "balance": "switch"}, {"router_z_loss", "pathway_balance", "balance"}),
+        ({"top_k_routing": 1}, {"bank_gate", "balance", "pathway_balance"}),
+        ({"hadamard": True, "d_model": 63}, set()),  # the hidden layer is even
+        ({"hadamard": True, "d_model": 63, "dense_expand": 3}, {"hadamard"}),
+        ({"hadamard": True, "d_model": 64, "dense_expand": 3}, set()),
+    ],
+    ids=str,
+)
+def test_settings_without_effect(changes: dict[str, Any], named: set[str]) -> None:
+    several = {"n_banks": 2, "position": "learned"}
+    assert without_effect(**several | changes).keys() - without_effect(**several).keys() == named
+
+
+def test_skipping_is_for_inference() -> None:
+    assert {"skip_threshold", "skip_mode"} <= without_effect().keys()
