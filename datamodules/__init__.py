@@ -4,19 +4,28 @@ Everything but the data modules themselves imports without lightning: a trained 
 are loaded with ``datamodules.tokenizers`` alone. The data modules are therefore exported lazily.
 """
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from datamodules.char import CharDataModule
+    from datamodules.hf_text import HFTextDataModule
+    from datamodules.local_text import TextDataModule
+    from datamodules.wikitext import WikiTextDataModule
 
-__all__ = ["CharDataModule"]
+__all__ = ["CharDataModule", "HFTextDataModule", "TextDataModule", "WikiTextDataModule"]
+
+_MODULES = {
+    "CharDataModule": "char",
+    "HFTextDataModule": "hf_text",
+    "TextDataModule": "local_text",
+    "WikiTextDataModule": "wikitext",
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name == "CharDataModule":
-        from datamodules.char import CharDataModule
-
-        return CharDataModule
+    if name in _MODULES:
+        return getattr(importlib.import_module(f"datamodules.{_MODULES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

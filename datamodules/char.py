@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from app.run.errors import ConfigurationError
-from datamodules.base import TokenDataModule
+from datamodules.base import MAX_BYTES_ON_DEVICE, TokenDataModule
 from datamodules.corpus import Corpus, read_char_corpus
 from datamodules.sources import SOURCE_NAMES, SourceName, open_source
 
@@ -26,6 +26,8 @@ class CharDataModule(TokenDataModule):
         num_workers: loader processes.
         seed: of the windows' order, in [0, 2^63).
         repeat_windows: if positive, train on the first so many windows only, over and over.
+        stride: targets by which evaluation windows move on, in [1, block_size]; None is ``block_size``.
+        max_bytes_on_device: largest token array that is kept on a GPU, where batches are then sliced.
         data_dir: folder for the downloaded text, and for the temporary file of a very large one.
 
     Raises:
@@ -43,6 +45,8 @@ class CharDataModule(TokenDataModule):
         num_workers: int = 0,
         seed: int = 1337,
         repeat_windows: int = 0,
+        stride: int | None = None,
+        max_bytes_on_device: int = MAX_BYTES_ON_DEVICE,
         data_dir: str = "data",
     ):
         found = self.problems(
@@ -55,10 +59,14 @@ class CharDataModule(TokenDataModule):
             num_workers=num_workers,
             seed=seed,
             repeat_windows=repeat_windows,
+            stride=stride,
+            max_bytes_on_device=max_bytes_on_device,
         )
         if found:
             raise ConfigurationError(found)
-        super().__init__(block_size, batch_size, num_workers, seed, repeat_windows)
+        super().__init__(
+            block_size, batch_size, num_workers, seed, repeat_windows, stride, max_bytes_on_device
+        )
         self.source = source
         self.path = path
         self.val_fraction = val_fraction

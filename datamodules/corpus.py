@@ -1,8 +1,8 @@
 """A text as token arrays, one per split, with what identifies it. Imports neither torch nor lightning."""
 
 import tempfile
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from app.run.atomic import free_bytes
 from app.run.errors import DataError, StorageError
 from datamodules.sources import TextSource
 from datamodules.text import TextSummary, summarise
+from datamodules.token_files import SplitFacts
 from datamodules.tokenizers import CharTokenizer, Tokenizer
 
 # Larger token arrays live in a mapped temporary file, so that memory stays bounded whatever the text's size.
@@ -28,6 +29,7 @@ class Corpus:
         train, val, test: ``(n,)`` unsigned ids, consecutive parts of the text.
         fingerprint: plain values that change when the text, the tokenizer or the split does.
         summary: one line for people.
+        facts: what was counted in the text of each split when it was encoded; empty where nothing was.
     """
 
     tokenizer: Tokenizer
@@ -36,6 +38,7 @@ class Corpus:
     test: np.ndarray
     fingerprint: dict[str, Any]
     summary: str
+    facts: Mapping[str, SplitFacts] = field(default_factory=dict)
 
 
 def split_points(n_tokens: int, val_fraction: float, test_fraction: float) -> tuple[int, int]:
@@ -90,6 +93,8 @@ def read_char_corpus(
         f" / {len(test):,} test" if len(test) else ""
     )
     summary = f"{label}: {text.n_characters:,} characters, {tokenizer.vocab_size} symbols; {splits} tokens"
+    if source.license is not None:
+        summary += f"; licence {source.license}"
     return Corpus(tokenizer, train, val, test, fingerprint, summary)
 
 
@@ -106,24 +111,38 @@ def check_text(
     if text.alphabet.isspace():
         raise DataError(f"{where}: the text is only white space ({text.n_characters} characters).")
     train_end, val_end = split_points(text.n_characters, val_fraction, test_fraction)
+    n_tokens = {"train": train_end, "val": val_end - train_end, "test": text.n_characters - val_end}
+    check_lengths(n_tokens, where, block_size=block_size, has_test=test_fraction > 0)
+    return train_end, val_end
+
+
+def check_lengths(n_tokens: Mapping[str, int], where: str, *, block_size: int, has_test: bool) -> None:
+    """Whether every split is long enough.
+
+    Args:
+        n_tokens: by split.
+        where: the text, for the message.
+        block_size: targets per window; the training split must hold one window.
+        has_test: whether there should be a test split.
+
+    Raises:
+        DataError: all splits that are too short, with the tokens that they have and need.
+    """
     problems = []
-    if train_end < block_size + 1:
+    if n_tokens["train"] < block_size + 1:
         problems.append(
-            f"{where}: the text is too short to train on: its training split has {train_end} tokens, "
+            f"{where}: the text is too short to train on: its training split has {n_tokens['train']} tokens, "
             f"block_size {block_size} needs {block_size + 1}. Give more text or a smaller block_size."
         )
-    for name, key, n_tokens in (
-        ("validation", "val_fraction", val_end - train_end),
-        ("test", "test_fraction", text.n_characters - val_end if test_fraction else 2),
-    ):
-        if n_tokens < 2:  # one input and its target
+    total = sum(n_tokens.values())
+    for name, split in (("validation", "val"), ("test", "test")):
+        if n_tokens[split] < 2 and (split == "val" or has_test):  # one input and its target
             problems.append(
-                f"{where}: the {name} split has {n_tokens} of the {text.n_characters} tokens, it needs 2. "
-                f"Give more text or a larger {key}."
+                f"{where}: the {name} split has {n_tokens[split]} of the {total} tokens, it needs 2. "
+                f"Give more text or a larger {split}_fraction."
             )
     if problems:
         raise DataError(problems)
-    return train_end, val_end
 
 
 def _encoded(pieces: Iterable[str], tokenizer: CharTokenizer, where: str) -> Iterator[np.ndarray]:

@@ -1,20 +1,22 @@
 """Files that are downloaded once, checked, and kept."""
 
-import fcntl
 import hashlib
 import http.client
 import os
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from app.run.atomic import staged, sync_directory
+from app.run.atomic import sync_directory
 from app.run.errors import DataError, StorageError
+from datamodules.lock import exclusive
 from datamodules.text import check_regular_file
 
 _TIMEOUT_SECONDS = 30.0
+_CHUNK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,8 @@ class Download:
         """Path of the verified file below ``data_dir``, downloaded if it is not there.
 
         Several processes download once: the first holds a lock, the others wait and find the file. The file
-        appears under its name only when it is complete and verified.
+        appears under its name only when it is complete and verified. A transfer that breaks off goes on at the
+        next call where it ended.
 
         Raises:
             DataError: it cannot be downloaded, or what was downloaded or put there by hand differs.
@@ -47,9 +50,12 @@ class Download:
         if not target.exists():
             try:
                 data_dir.mkdir(parents=True, exist_ok=True)
-                with _locked(data_dir / f".{self.file_name}.lock"):
+                with exclusive(data_dir / f".{self.file_name}.lock"):
                     if not target.exists():
-                        self._save(self._receive(target), target)
+                        partial = data_dir / f".{self.file_name}.part"
+                        self._receive(partial, target)
+                        os.replace(partial, target)
+                        sync_directory(data_dir)
             except OSError as error:
                 raise StorageError(
                     f"{target}: cannot be written ({error.strerror}). Set data_dir to another folder."
@@ -58,10 +64,7 @@ class Download:
 
     def _verified(self, target: Path) -> Path:
         check_regular_file(target)
-        try:
-            digest = hashlib.sha256(target.read_bytes()).hexdigest()
-        except OSError as error:
-            raise DataError(f"{target}: cannot be read ({error.strerror}).") from None
+        digest = self._digest(target)
         if digest != self.sha256:
             raise DataError(
                 f"{target}: SHA-256 {digest} is not the expected {self.sha256}. "
@@ -69,21 +72,61 @@ class Download:
             )
         return target
 
-    def _receive(self, target: Path) -> bytes:
-        try:
-            with urllib.request.urlopen(self.url, timeout=_TIMEOUT_SECONDS) as response:
-                # One byte more than expected is enough to see that the content is another one.
-                content = bytes(response.read(self.n_bytes + 1))
-        except (OSError, http.client.HTTPException) as error:
-            raise DataError(self._failure(target, f"the download failed ({_reason(error)})")) from None
-        if len(content) < self.n_bytes:
+    def _receive(self, partial: Path, target: Path) -> None:
+        """Completes and verifies the partial file, which goes on where an interrupted transfer has left it."""
+        n_before = partial.stat().st_size if partial.exists() else 0
+        if n_before < self.n_bytes:
+            self._transfer(partial, n_before, target)
+        n_bytes, digest = partial.stat().st_size, self._digest(partial)
+        if digest == self.sha256:
+            return
+        if n_bytes < self.n_bytes:
             raise DataError(
-                self._failure(target, f"the transfer broke off after {len(content)} of {self.n_bytes} bytes")
+                self._failure(
+                    target, f"the transfer broke off after {n_bytes} of {self.n_bytes} bytes, which are kept"
+                )
             )
-        digest = hashlib.sha256(content).hexdigest()
-        if digest != self.sha256:
-            raise DataError(self._failure(target, f"the downloaded content has another SHA-256, {digest}"))
-        return content
+        partial.unlink()
+        if n_before:  # what was kept may have been of another file
+            self._receive(partial, target)
+            return
+        raise DataError(self._failure(target, f"the downloaded content has another SHA-256, {digest}"))
+
+    def _transfer(self, partial: Path, n_before: int, target: Path) -> None:
+        request = urllib.request.Request(self.url)
+        if n_before:
+            request.add_header("Range", f"bytes={n_before}-")
+        try:
+            with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS) as response:
+                goes_on = response.status == 206 and response.headers.get("Content-Range", "").startswith(
+                    f"bytes {n_before}-"
+                )
+                chunks = self._chunks(response, self.n_bytes - (n_before if goes_on else 0))
+                with partial.open("ab" if goes_on else "wb") as file:
+                    for chunk in chunks:
+                        file.write(chunk)
+                    file.flush()
+                    os.fsync(file.fileno())
+        except urllib.error.HTTPError as error:
+            raise DataError(self._failure(target, f"the download failed ({error})")) from None
+        except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
+            raise DataError(self._failure(target, f"the download failed ({_reason(error)})")) from None
+
+    @staticmethod
+    def _chunks(response: Any, n_expected: int) -> Iterator[bytes]:
+        """The body; one byte more than expected is enough to see that the content is another one."""
+        n_left = n_expected + 1
+        while n_left and (chunk := response.read(min(n_left, _CHUNK_BYTES))):
+            n_left -= len(chunk)
+            yield chunk
+
+    @staticmethod
+    def _digest(path: Path) -> str:
+        try:
+            with path.open("rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read ({error.strerror}).") from None
 
     def _failure(self, target: Path, what: str) -> str:
         return (
@@ -91,26 +134,6 @@ class Download:
             f"({self.n_bytes} bytes, SHA-256 {self.sha256})."
         )
 
-    @staticmethod
-    def _save(content: bytes, target: Path) -> None:
-        with staged(target) as temporary:
-            with temporary.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, target)
-            sync_directory(target.parent)
-
 
 def _reason(error: Exception) -> str:
     return str(getattr(error, "reason", None) or error) or type(error).__name__
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Holds an exclusive lock that the system releases when the process ends, however it ends."""
-    with path.open("w") as file:
-        # Some network file systems have no locks; the download is then done twice, which is harmless.
-        with suppress(OSError):
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield

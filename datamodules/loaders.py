@@ -3,6 +3,7 @@
 import atexit
 import multiprocessing
 import signal
+import time
 from collections.abc import Iterator, Sequence
 from itertools import count
 from typing import Any, NamedTuple
@@ -35,6 +36,60 @@ class Placement(NamedTuple):
     accumulation: int = 1
     step: int = 0
     pin_memory: bool = False
+
+
+class Stopwatch:
+    """Adds up the time that it takes to get batches.
+
+    Attributes:
+        seconds: so far.
+    """
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """The same batches; what happens between them is not counted."""
+        while True:
+            began = time.perf_counter()
+            batch = next(batches, None)
+            self.seconds += time.perf_counter() - began
+            if batch is None:
+                return
+            yield batch
+
+
+class WorkerLoader(DataLoader[Batch]):
+    """A data loader that names a worker lost at any moment, also while it handed a batch over."""
+
+    def __iter__(self) -> Any:
+        return _told_of_losses(super().__iter__())
+
+
+class TimedLoader(WorkerLoader):
+    """The same on a stopwatch.
+
+    Args:
+        stopwatch: gets the time that its batches take.
+        options: of the data loader.
+    """
+
+    def __init__(self, stopwatch: Stopwatch, **options: Any):
+        super().__init__(**options)
+        self.stopwatch = stopwatch
+
+    def __iter__(self) -> Any:
+        return self.stopwatch.timed(super().__iter__())
+
+
+def _told_of_losses(batches: Iterator[Batch]) -> Iterator[Batch]:
+    try:
+        yield from batches
+    except (ConnectionError, EOFError, FileNotFoundError):
+        # The other end of a hand-over is gone. The signal of its death is on its way, and PyTorch's handler of it
+        # raises an error that names the process and what killed it.
+        time.sleep(1.0)
+        raise
 
 
 class TrainDataset(Dataset[Batch]):
@@ -78,19 +133,34 @@ class EndlessBatchSampler(Sampler[list[int]]):
 
 
 class EvaluationDataset(Dataset[Batch]):
-    """Consecutive windows that hold every target ``tokens[1:]`` exactly once over all ranks.
+    """Windows that hold every target ``tokens[1:]`` exactly once over all ranks.
+
+    A window begins ``stride`` tokens after the one before it and has as many new targets at its end; the
+    others, which earlier windows have held, are context only and :data:`IGNORED`. All targets of the first
+    window count. With ``stride`` equal to ``block_size`` windows follow one another without overlap; the
+    smaller it is, the more context each target has, at least ``block_size - stride`` tokens, and the more
+    windows there are.
 
     Windows are dealt to the ranks in contiguous shares of equal size, so that all ranks take part in the
     same number of collectives. What is missing (the end of the last window, whole windows of the last
     ranks) has input 0 and target :data:`IGNORED`; a mean over such a batch must be weighted by the number
     of targets that count, which may be 0.
+
+    Args:
+        tokens: ``(n,)``, at least 2.
+        block_size: tokens per window.
+        stride: in [1, block_size].
+        world_size: number of ranks.
+        rank: of this process.
     """
 
-    def __init__(self, tokens: np.ndarray, block_size: int, world_size: int, rank: int):
+    def __init__(self, tokens: np.ndarray, block_size: int, stride: int, world_size: int, rank: int):
         assert len(tokens) >= 2, "the caller checks that there is a target"
+        assert 1 <= stride <= block_size, "the caller checks the range"
         self.tokens = tokens
         self.block_size = block_size
-        n_windows = -(-(len(tokens) - 1) // block_size)
+        self.stride = stride
+        n_windows = 1 + max(0, -(-(len(tokens) - 1 - block_size) // stride))
         self.n_windows = -(-n_windows // world_size)
         self.first = rank * self.n_windows
 
@@ -101,38 +171,54 @@ class EvaluationDataset(Dataset[Batch]):
         x = np.zeros((len(index), self.block_size), dtype=np.int64)
         y = np.full_like(x, IGNORED)
         for row, number in enumerate(index):
-            start = (self.first + number) * self.block_size
+            start = (self.first + number) * self.stride
+            context = 0 if start == 0 else self.block_size - self.stride
             targets = self.tokens[start + 1 : start + 1 + self.block_size]
             x[row, : len(targets)] = self.tokens[start : start + len(targets)]
-            y[row, : len(targets)] = targets
+            y[row, context : len(targets)] = targets[context:]
         return torch.from_numpy(x), torch.from_numpy(y)
 
 
 def train_loader(
-    tokens: np.ndarray, windows: TrainWindows, batch_size: int, num_workers: int, placement: Placement
+    tokens: np.ndarray,
+    windows: TrainWindows,
+    batch_size: int,
+    num_workers: int,
+    placement: Placement,
+    stopwatch: Stopwatch | None = None,
 ) -> DataLoader[Batch]:
-    """Endless loader of ``(x, y)``, each ``(micro-batch, block_size)`` int64.
+    """Endless loader of ``(x, y)``, each ``(micro-batch, block_size)`` int64, on a stopwatch.
 
     Raises:
         ConfigurationError: ``batch_size`` cannot be divided among ranks and micro-batches.
     """
-    return DataLoader(
-        TrainDataset(tokens, windows),
+    return TimedLoader(
+        stopwatch or Stopwatch(),
+        dataset=TrainDataset(tokens, windows),
         batch_sampler=EndlessBatchSampler(batch_size, placement),
         **_options(num_workers, placement),
     )
 
 
 def evaluation_loader(
-    tokens: np.ndarray, block_size: int, batch_size: int, num_workers: int, placement: Placement
+    tokens: np.ndarray,
+    block_size: int,
+    batch_size: int,
+    num_workers: int,
+    placement: Placement,
+    stride: int | None = None,
 ) -> DataLoader[Batch]:
     """Loader of every target once; batches as large as the micro-batches of training, the last one smaller.
+
+    Without ``stride`` windows do not overlap, see :class:`EvaluationDataset`.
 
     Raises:
         ConfigurationError: ``batch_size`` cannot be divided among ranks and micro-batches.
     """
-    dataset = EvaluationDataset(tokens, block_size, placement.world_size, placement.rank)
-    return DataLoader(
+    dataset = EvaluationDataset(
+        tokens, block_size, stride or block_size, placement.world_size, placement.rank
+    )
+    return WorkerLoader(
         dataset,
         batch_size=shard(batch_size, placement.world_size, placement.accumulation),
         **_options(num_workers, placement),

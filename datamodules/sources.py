@@ -31,7 +31,7 @@ TINYSHAKESPEARE = Download(
 
 @dataclass(frozen=True)
 class TextSource:
-    """Files that make up one text, in order, joined by one newline.
+    """Files that make up one text, in order.
 
     Attributes:
         name: ``path`` or the built-in name, for the fingerprint.
@@ -39,6 +39,8 @@ class TextSource:
         files: at least one.
         read: yields the text of one file in pieces.
         details: plain values that belong into the fingerprint.
+        joint: stands between one file and the next.
+        license: of the text, where it is known.
     """
 
     name: str
@@ -46,6 +48,13 @@ class TextSource:
     files: tuple[Path, ...]
     read: Callable[[Path], Iterator[str]]
     details: dict[str, str] = field(default_factory=dict)
+    joint: str = "\n"
+    license: str | None = None
+
+    @property
+    def n_bytes(self) -> int:
+        """Size of the files."""
+        return sum(file.stat().st_size for file in self.files)
 
     def pieces(self) -> Iterator[str]:
         """Yields the text in pieces that fit in memory; may be called again for another pass.
@@ -55,7 +64,7 @@ class TextSource:
         """
         for number, path in enumerate(self.files):
             if number:
-                yield "\n"
+                yield self.joint
             yield from self.read(path)
 
 
@@ -73,9 +82,8 @@ def open_source(source: str | None, path: str | None, data_dir: str) -> TextSour
     if path is not None:
         return path_source(Path(path).expanduser())
     if source == "tinyshakespeare":
-        return TextSource(
-            source, f"source {source}", (TINYSHAKESPEARE.fetch(Path(data_dir).expanduser()),), read_text
-        )
+        file = TINYSHAKESPEARE.fetch(Path(data_dir).expanduser())
+        return TextSource(source, f"source {source}", (file,), read_text, license="public domain")
     return stdlib_source(full=source == "stdlib_full")
 
 
@@ -106,7 +114,8 @@ def stdlib_source(full: bool) -> TextSource:
             f"source: {name} found no Python source in {root}; this Python was installed without it. "
             "Set `path` to a text file instead."
         )
-    return TextSource(name, f"source {name}", chosen, read_ascii, {"python": platform.python_version()})
+    details = {"python": platform.python_version()}
+    return TextSource(name, f"source {name}", chosen, read_ascii, details, license="PSF-2.0")
 
 
 def path_source(path: Path) -> TextSource:
@@ -121,7 +130,7 @@ def path_source(path: Path) -> TextSource:
     if not path.is_dir():
         check_regular_file(path)
         return TextSource("path", str(path), (path,), read_text)
-    files = sorted(_text_files(path), key=lambda file: file.relative_to(path).as_posix())
+    files = sorted(files_below(path, TEXT_SUFFIXES), key=lambda file: file.relative_to(path).as_posix())
     if not files:
         raise DataError(
             f"{path}: no text files in this folder; files ending in {', '.join(TEXT_SUFFIXES)} are read. "
@@ -130,12 +139,18 @@ def path_source(path: Path) -> TextSource:
     return TextSource("path", str(path), tuple(files), read_text)
 
 
-def _text_files(folder: Path) -> Iterator[Path]:
+def files_below(folder: Path, suffixes: tuple[str, ...]) -> Iterator[Path]:
+    """Files of a folder and its sub-folders with one of these endings, in any order; nothing hidden.
+
+    Raises:
+        DataError: a folder that cannot be read.
+    """
+
     def unreadable(error: OSError) -> None:
         raise DataError(f"{error.filename}: cannot be read ({error.strerror}).")
 
     for parent, folders, names in os.walk(folder, onerror=unreadable):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in names:
-            if name.lower().endswith(TEXT_SUFFIXES) and not name.startswith("."):
+            if name.lower().endswith(suffixes) and not name.startswith("."):
                 yield Path(parent, name)

@@ -48,8 +48,11 @@ def bigram_loss(train: np.ndarray, validation: np.ndarray, vocab_size: int) -> f
         counts += np.bincount(piece[:-1] * vocab_size + piece[1:], minlength=vocab_size * vocab_size)
     table = counts.reshape(vocab_size, vocab_size) + 1.0
     log_probability = np.log(table) - np.log(table.sum(axis=1, keepdims=True))
-    a, b = validation[:-1].astype(np.int64), validation[1:].astype(np.int64)
-    return float(-log_probability[a, b].mean())
+    total = 0.0
+    for start in range(0, len(validation) - 1, 1 << 24):
+        piece = validation[start : start + (1 << 24) + 1].astype(np.int64)
+        total -= float(log_probability[piece[:-1], piece[1:]].sum())
+    return total / (len(validation) - 1)
 
 
 def words(pieces: Iterable[str]) -> set[str]:

@@ -18,6 +18,7 @@ class Launch:
         resume: ``auto``, a run directory or a checkpoint file.
         init_from: run directory or checkpoint file to take weights from.
         trust_imports: import prefixes of the user's own.
+        accept_data_change: whether a run may go on with another text than it began with.
         wants_help: whether ``--help`` stands anywhere.
         overrides: everything else, in order.
     """
@@ -27,6 +28,7 @@ class Launch:
     resume: str | None = None
     init_from: str | None = None
     trust_imports: list[str] = field(default_factory=list)
+    accept_data_change: bool = False
     wants_help: bool = False
     overrides: list[str] = field(default_factory=list)
 
@@ -55,6 +57,9 @@ def read(words: list[str]) -> Launch:
     for word in rest:
         if word in ("-h", "--help"):
             launch.wants_help = True
+            continue
+        if word == "--accept_data_change":
+            launch.accept_data_change = True
             continue
         if asks_for_class_help(word):
             launch.wants_help = True

@@ -20,7 +20,7 @@ from app.run.errors import ConfigurationError
 MAX_BYTES = 256 << 10  # a configuration has a few kilobytes; this much still takes under 3 s
 MAX_DEPTH = 64
 # Where a run lives is decided per launch; a saved configuration that is used again must not bring its own.
-LAUNCH_KEYS = ("run_dir", "resume", "init_from")
+LAUNCH_KEYS = ("run_dir", "resume", "init_from", "accept_data_change")
 
 _PREFIX = "tag:yaml.org,2002:"
 _TAGS = frozenset(_PREFIX + name for name in ("null", "bool", "int", "float", "str", "seq", "map"))
@@ -146,7 +146,7 @@ def read_config(path: str | os.PathLike[str]) -> ConfigFile:
 def strict_load(stream: str | bytes | IO[Any]) -> Any:
     """Loads one YAML value strictly; the loader for the argument parser.
 
-    The launch keys ``run_dir``, ``resume`` and ``init_from`` are dropped from a top-level mapping. A text
+    The launch keys (:data:`LAUNCH_KEYS`) are dropped from a top-level mapping. A text
     such as ``{a, b}`` or ``a:`` is no mapping of nothing but the text that was typed.
 
     Raises:

@@ -2,6 +2,8 @@
 
 import hashlib
 import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,9 +21,10 @@ CONTENT = b"First Citizen:\n" * 100
 
 
 class Server(ThreadingHTTPServer):
-    """Serves CONTENT at /good and mistakes elsewhere; counts requests."""
+    """Serves CONTENT at /good, parts of it on demand, and mistakes elsewhere; counts requests."""
 
     n_requests = 0
+    n_bytes_sent = 0
 
     def download(self, name: str) -> Download:
         url = f"http://127.0.0.1:{self.server_port}/{name}"
@@ -38,7 +41,15 @@ class Handler(BaseHTTPRequestHandler):
             return
         bodies = {"/other": CONTENT.upper(), "/longer": CONTENT + b"more", "/short": CONTENT[:500]}
         body = bodies.get(self.path, CONTENT)
-        self.send_response(200)
+        wanted = self.headers.get("Range")
+        if wanted and self.path != "/deaf":
+            first = int(wanted.removeprefix("bytes=").removesuffix("-"))
+            body = body[first:]
+            self.send_response(206)
+            self.send_header("Content-Range", f"bytes {first}-{len(CONTENT) - 1}/{len(CONTENT)}")
+        else:
+            self.send_response(200)
+        self.server.n_bytes_sent += len(body)
         self.send_header("Content-Length", str(len(CONTENT) if self.path == "/short" else len(body)))
         self.end_headers()
         self.wfile.write(body)
@@ -69,7 +80,7 @@ def failure(download: Download, data_dir: Path) -> str:
 
 
 def visible(folder: Path) -> list[str]:
-    return sorted(name for name in os.listdir(folder) if not name.endswith(".lock"))
+    return sorted(name for name in os.listdir(folder) if not name.startswith("."))
 
 
 def test_downloads_once(server: Server, tmp_path: Path) -> None:
@@ -98,9 +109,41 @@ def test_longer_content(server: Server, tmp_path: Path) -> None:
     assert "another SHA-256" in failure(server.download("longer"), tmp_path)
 
 
-def test_interrupted_transfer_and_second_try(server: Server, tmp_path: Path) -> None:
+def test_an_interrupted_transfer_goes_on_where_it_ended(server: Server, tmp_path: Path) -> None:
     assert "broke off after 500 of 1500 bytes" in failure(server.download("short"), tmp_path)
+    server.n_bytes_sent = 0
     assert server.download("good").fetch(tmp_path).read_bytes() == CONTENT
+    assert server.n_bytes_sent == 1000
+    assert sorted(os.listdir(tmp_path)) == [".text.txt.lock", "text.txt"]
+
+
+def test_a_server_that_sends_no_parts_sends_the_whole(server: Server, tmp_path: Path) -> None:
+    failure(server.download("short"), tmp_path)
+    assert server.download("deaf").fetch(tmp_path).read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("n_kept", [1, 1499, 1500, 1501])
+def test_what_was_kept_of_another_file_is_given_up(server: Server, tmp_path: Path, n_kept: int) -> None:
+    (tmp_path / ".text.txt.part").write_bytes(b"x" * n_kept)
+    assert server.download("good").fetch(tmp_path).read_bytes() == CONTENT
+
+
+def test_a_process_killed_during_a_transfer_leaves_what_goes_on(server: Server, tmp_path: Path) -> None:
+    code = (
+        "import os, sys\n"
+        "from pathlib import Path\n"
+        "from datamodules import download\n"
+        "def die(*_): os.kill(os.getpid(), 9)\n"
+        "os.fsync = die\n"
+        "download.Download(sys.argv[1], 'text.txt', 1500, sys.argv[2]).fetch(Path(sys.argv[3]))\n"
+    )
+    download = server.download("short")
+    words = [sys.executable, "-c", code, download.url, download.sha256, str(tmp_path)]
+    assert subprocess.run(words, check=False).returncode == -9
+    assert visible(tmp_path) == []
+    server.n_bytes_sent = 0
+    assert server.download("good").fetch(tmp_path).read_bytes() == CONTENT
+    assert server.n_bytes_sent == 1000
 
 
 def test_not_found(server: Server, tmp_path: Path) -> None:

@@ -3,7 +3,9 @@
 import multiprocessing
 import os
 import signal
+from collections.abc import Iterator
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ import torch
 from torch import Tensor
 
 from app.run.errors import ConfigurationError
-from datamodules.loaders import IGNORED, Placement, evaluation_loader, train_loader
+from datamodules.loaders import IGNORED, Placement, Stopwatch, evaluation_loader, train_loader
 from datamodules.windows import TrainWindows
 
 TOKENS = np.arange(200, dtype=np.uint8)
@@ -141,3 +143,55 @@ def test_evaluation_windows_are_blocks_of_the_text() -> None:
     x, y = next(iter(evaluation_loader(TOKENS[:12], BLOCK_SIZE, 2, 0, Placement())))
     assert x.tolist() == [[0, 1, 2, 3, 4, 5, 6, 7], [8, 9, 10, 0, 0, 0, 0, 0]]
     assert y.tolist() == [[1, 2, 3, 4, 5, 6, 7, 8], [9, 10, 11, *[IGNORED] * 5]]
+
+
+@pytest.mark.parametrize("n_tokens", [2, 8, 9, 10, 17, 64, 199])
+@pytest.mark.parametrize("stride", [1, 3, 7, 8])
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_strided_windows_give_each_target_once_and_its_context(
+    n_tokens: int, stride: int, world_size: int
+) -> None:
+    seen: list[int] = []
+    for rank in range(world_size):
+        loader = evaluation_loader(TOKENS[:n_tokens], BLOCK_SIZE, 6, 0, Placement(world_size, rank), stride)
+        for x, y in loader:
+            for x_t, y_t in zip(x.tolist(), y.tolist(), strict=True):
+                for place, target in enumerate(y_t):
+                    if target == IGNORED:
+                        continue
+                    seen.append(target)
+                    # Tokens are their own positions: everything before the target is there, in order.
+                    assert x_t[: place + 1] == list(range(target - place - 1, target))
+                    assert place + 1 == target or place >= BLOCK_SIZE - stride
+    assert seen == list(range(1, n_tokens))
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 4 worker")
+@pytest.mark.parametrize("num_workers", [0, 4])
+def test_ranks_and_workers_see_one_sequence(num_workers: int) -> None:
+    expected = global_batches(4, 1, 1)
+    assert torch.equal(global_batches(4, 3, 1, num_workers=num_workers), expected)
+
+
+def test_the_stopwatch_counts_the_loader_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("datamodules.loaders.time.perf_counter", lambda: now[0])
+
+    def slow() -> Iterator[Any]:
+        for _ in range(3):
+            now[0] += 2.0
+            yield torch.zeros(1), torch.zeros(1)
+
+    stopwatch = Stopwatch()
+    for _ in stopwatch.timed(slow()):
+        now[0] += 100.0
+    assert stopwatch.seconds == 6.0
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_training_loader_is_on_a_stopwatch(num_workers: int) -> None:
+    stopwatch = Stopwatch()
+    tokens = np.arange(100, dtype=np.uint8)
+    loader = train_loader(tokens, TrainWindows(100, 8, seed=0), 4, num_workers, Placement(), stopwatch)
+    next(iter(loader))
+    assert stopwatch.seconds > 0

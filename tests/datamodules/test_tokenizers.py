@@ -1,6 +1,7 @@
-"""Character tokenizer."""
+"""Tokenizers of every kind."""
 
 import json
+import random
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,16 @@ import pytest
 
 from app.run.errors import DataError
 from datamodules import tokenizers
-from datamodules.tokenizers import CharTokenizer
+from datamodules.tokenizers import (
+    BPETokenizer,
+    ByteTokenizer,
+    CharTokenizer,
+    GPT2Tokenizer,
+    Tokenizer,
+    WordTokenizer,
+)
+from datamodules.tokenizers.bpe import slices, train_bpe
+from datamodules.tokenizers.word import choose_words, count_words
 
 MIXED = "a\nzé€😀"  # 1, 1, 1, 2, 3 and 4 bytes in UTF-8
 
@@ -88,6 +98,12 @@ def test_the_hash_tells_tokenizers_of_one_size_apart() -> None:
         ('{"kind": "char"}', "alphabet"),
         ('{"kind": "char", "alphabet": ""}', "empty"),
         ('{"kind": "char", "alphabet": "aa"}', "twice"),
+        ('{"kind": "word", "words": ["a"]}', "begins with <unk> and <eos>"),
+        ('{"kind": "word", "words": ["<unk>", "<eos>", "a", "a"]}', "twice"),
+        ('{"kind": "word", "words": "a"}', "list of strings"),
+        ('{"kind": "bpe"}', "list of tokens"),
+        ('{"kind": "bpe", "tokens": ["a"], "merges": []}', "255 of the 256 single bytes are missing"),
+        ('{"kind": "bpe", "tokens": ["a", "a"], "merges": []}', "without gaps|missing"),
     ],
 )
 def test_bad_files_are_refused_with_their_name(tmp_path: Path, content: str, reason: str) -> None:
@@ -101,3 +117,135 @@ def test_bad_files_are_refused_with_their_name(tmp_path: Path, content: str, rea
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"tokenizer\.json: cannot be read"):
         tokenizers.load(tmp_path / "tokenizer.json")
+
+
+TEXT = (
+    "The cat sat on the mat , the dog did n't .\n\n = Title = \n\tnaïve café 😀 12 345's   \u3000x\x1cy\x85z\r0\n"
+    * 8
+)
+
+
+@pytest.fixture(scope="module")
+def bpe() -> BPETokenizer:
+    return train_bpe([TEXT], 300)
+
+
+@pytest.fixture(params=["char", "byte", "bpe", "word"])
+def any_tokenizer(request: pytest.FixtureRequest, bpe: BPETokenizer) -> Tokenizer:
+    made: dict[str, Tokenizer] = {
+        "char": CharTokenizer("".join(set(TEXT))),
+        "byte": ByteTokenizer(),
+        "bpe": bpe,
+        "word": WordTokenizer(["<unk>", "<eos>", *sorted(set(TEXT.split()))]),
+    }
+    return made[request.param]
+
+
+def test_every_kind_comes_back_from_its_file(any_tokenizer: Tokenizer, tmp_path: Path) -> None:
+    any_tokenizer.save(tmp_path / "tokenizer.json")
+    loaded = tokenizers.load(tmp_path / "tokenizer.json")
+    assert type(loaded) is type(any_tokenizer)
+    assert loaded.hash == any_tokenizer.hash
+    assert len(loaded.hash) == 64
+    assert (loaded.encode(TEXT) == any_tokenizer.encode(TEXT)).all()
+    assert (loaded.token_bytes == any_tokenizer.token_bytes).all()
+
+
+def test_text_comes_back_with_its_bytes(any_tokenizer: Tokenizer) -> None:
+    ids = any_tokenizer.encode(TEXT)
+    assert ids.dtype == any_tokenizer.dtype
+    assert any_tokenizer.token_bytes.shape == (any_tokenizer.vocab_size,)
+    if any_tokenizer.is_lossless:
+        assert any_tokenizer.decode(ids) == TEXT
+        assert any_tokenizer.token_bytes[ids].sum() == len(TEXT.encode())
+    else:
+        assert any_tokenizer.decode(ids).split() == TEXT.split()
+    assert any_tokenizer.encode("").tolist() == []
+    assert any_tokenizer.decode(any_tokenizer.start()) == "\n"
+
+
+@pytest.mark.parametrize("size", [1, 7, 50])
+def test_parts_have_the_tokens_of_the_whole(any_tokenizer: Tokenizer, size: int) -> None:
+    parts = list(slices(TEXT, size))
+    assert "".join(parts) == TEXT
+    assert len(parts) > 5
+    together = np.concatenate([any_tokenizer.encode(part) for part in parts])
+    assert (together == any_tokenizer.encode(TEXT)).all()
+
+
+def test_words_are_cut_where_the_library_would_not_look_across(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "datamodules.tokenizers.bpe._MAX_KNOWN_WORDS", 50
+    )  # some are remembered, some are not
+    signs = [*"ab1-\t\n\r", " ", " ", "'s", "é", "😀", "\u3000", "\x1c", "\x85", "\u2028"]
+    draw = random.Random(0)
+    texts = ["".join(draw.choices(signs, k=draw.randint(0, 14))) for _ in range(1500)]
+    tokenizer = train_bpe(
+        texts, 1000
+    )  # with merges of signs and odd white space, which a wrong cut would undo
+    for text in texts:
+        whole = tokenizer._encoder.encode(text, add_special_tokens=False).ids
+        assert tokenizer.encode(text).tolist() == whole, repr(text)
+    assert len(tokenizer._known) == 50
+
+
+def test_every_kind_has_another_hash(bpe: BPETokenizer) -> None:
+    different = [ByteTokenizer(), bpe, train_bpe([TEXT], 299), GPT2Tokenizer.from_dict(bpe.to_dict())]
+    assert len({tokenizer.hash for tokenizer in different}) == 4
+
+
+def test_bytes() -> None:
+    tokenizer = ByteTokenizer()
+    assert tokenizer.encode("aé").tolist() == [97, 0xC3, 0xA9]
+    assert tokenizer.decode([97, 0xC3]) == "a\ufffd"  # cut inside a character
+    assert tokenizer.encode("\udcff").tolist() == [
+        0xFF
+    ]  # as a command line hands over a byte that is no UTF-8
+    with pytest.raises(DataError, match=r"U\+D800 at position 1"):
+        tokenizer.encode("a\ud800")
+
+
+def test_words_are_counted_as_in_the_literature() -> None:
+    # What `line.split() + ["<eos>"]` gives for each line.
+    text = " \n = Robert <unk> = \n \n Robert is a \n"
+    assert count_words(text) == sum(len(line.split()) + 1 for line in text.splitlines()) == 11
+    tokenizer = WordTokenizer(["<unk>", "<eos>", "=", "Robert"])
+    assert tokenizer.encode(text).tolist() == [1, 2, 3, 0, 2, 1, 1, 3, 0, 0, 1]
+    assert tokenizer.decode([3, 0, 1, 2]) == "Robert <unk> \n= "
+    assert tokenizer.encode("no line end").tolist() == [0, 0, 0]
+    assert tokenizer.token_bytes.tolist() == [6, 1, 2, 7]
+
+
+def test_words_by_frequency() -> None:
+    counts = {"b": 2, "a": 2, "c": 5, "<unk>": 9, "d": 1}
+    assert choose_words(counts, None) == ["<unk>", "<eos>", "c", "a", "b", "d"]
+    assert choose_words(counts, 4) == ["<unk>", "<eos>", "c", "a"]
+
+
+def test_byte_pairs_are_those_of_the_library(bpe: BPETokenizer) -> None:
+    whole = bpe._encoder.encode(TEXT)
+    assert bpe.encode(TEXT).tolist() == whole.ids
+    assert 257 <= bpe.vocab_size <= 300
+    assert bpe.encode("the").size < 3
+    with pytest.raises(DataError, match="half a character"):
+        bpe.encode("a\ud800")
+
+
+def test_a_long_word_is_no_trouble(bpe: BPETokenizer) -> None:
+    assert bpe.decode(bpe.encode("x" * 100_000)) == "x" * 100_000
+
+
+def test_gpt2_from_its_files(bpe: BPETokenizer, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"vocab\.json and .*merges\.txt not found"):
+        GPT2Tokenizer.from_files(tmp_path)
+    vocabulary = bpe._vocabulary | {"<|endoftext|>": bpe.vocab_size}
+    (tmp_path / "vocab.json").write_text(json.dumps(vocabulary))
+    lines = ["#version: 0.2", *(" ".join(pair) for pair in bpe._merges)]
+    (tmp_path / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    gpt2 = GPT2Tokenizer.from_files(tmp_path)
+    assert gpt2.kind == "gpt2"
+    assert (gpt2.encode(TEXT) == bpe.encode(TEXT)).all()
+    assert gpt2.decode([bpe.vocab_size]) == "<|endoftext|>"
+    (tmp_path / "merges.txt").write_text("one two three\n")
+    with pytest.raises(DataError, match="are not GPT-2's"):
+        GPT2Tokenizer.from_files(tmp_path)

@@ -1,22 +1,18 @@
-"""Tokenizers: text to token ids and back, saved as one JSON file with a ``kind``."""
+"""One token per Unicode character."""
 
-import hashlib
-import json
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
-from app.run.atomic import write_text
 from app.run.errors import DataError
 from datamodules.text import code_points
+from datamodules.tokenizers.base import Ids, Tokenizer
 
 _N_CODE_POINTS = 0x110000
 _MAX_REPORTED = 5  # unknown characters named in one message
 
 
-class CharTokenizer:
+class CharTokenizer(Tokenizer):
     """One token per Unicode character; ids follow the code-point order of the alphabet.
 
     Args:
@@ -24,8 +20,6 @@ class CharTokenizer:
 
     Attributes:
         alphabet: sorted characters; token ``i`` is ``alphabet[i]``.
-        dtype: the smallest unsigned type that holds every id: uint8 up to 256 symbols, then uint16, uint32.
-        token_bytes: ``(vocab_size,)`` int64, UTF-8 bytes of each token, for exact bits per byte.
 
     Raises:
         DataError: an empty alphabet or a repeated character.
@@ -55,13 +49,8 @@ class CharTokenizer:
         """Number of tokens."""
         return len(self.alphabet)
 
-    @property
-    def hash(self) -> str:
-        """SHA-256, hex, of the canonical JSON form: equal exactly if encoding and decoding are."""
-        return hashlib.sha256(_canonical(self.to_dict()).encode("ascii")).hexdigest()
-
     def encode(self, text: str) -> np.ndarray:
-        """Token ids ``(len(text),)`` of type :attr:`dtype` (convert to int64 before an embedding).
+        """Token ids ``(len(text),)``.
 
         Raises:
             DataError: characters outside the alphabet, named with their positions.
@@ -76,22 +65,14 @@ class CharTokenizer:
         """``(1,)`` what an empty prompt stands for: a line break, or the first symbol where there is none."""
         return self.encode("\n" if "\n" in self.alphabet else self.alphabet[0])
 
-    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+    def decode(self, ids: Ids) -> str:
         """Text of token ids in ``[0, vocab_size)``, any array or sequence of integers ``(n,)``."""
         points = self._points[np.asarray(ids, dtype=np.int64).reshape(-1)]
         return points.astype("<u4").tobytes().decode("utf-32-le", "surrogatepass")
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values that :func:`from_dict` turns back into this tokenizer."""
+        """Kind and alphabet."""
         return {"kind": self.kind, "alphabet": self.alphabet}
-
-    def save(self, path: str | Path) -> None:
-        """Writes ``tokenizer.json``, atomically.
-
-        Raises:
-            StorageError: it cannot be written.
-        """
-        write_text(path, _canonical(self.to_dict()) + "\n")
 
     def _unknown_message(self, text: str, positions: np.ndarray) -> str:
         first: dict[str, int] = {}
@@ -105,45 +86,3 @@ class CharTokenizer:
             f"the text holds {len(positions)} character(s) that the tokenizer does not know: "
             f"{', '.join(named)}{more}. It knows {self.vocab_size} symbols; remove or replace the others."
         )
-
-
-Tokenizer = CharTokenizer  # becomes a union when a second kind appears
-
-
-def from_dict(values: dict[str, Any]) -> Tokenizer:
-    """Tokenizer of the plain values of its ``to_dict``.
-
-    Raises:
-        DataError: an unknown kind, or fields that are missing or of the wrong type.
-    """
-    kind = values.get("kind")
-    if kind != CharTokenizer.kind:
-        raise DataError(f"kind: {kind!r} is no tokenizer kind; known: {CharTokenizer.kind!r}.")
-    alphabet = values.get("alphabet")
-    if not isinstance(alphabet, str):
-        raise DataError(f"alphabet: must be a string of characters, not {type(alphabet).__name__}.")
-    return CharTokenizer(alphabet)
-
-
-def load(path: str | Path) -> Tokenizer:
-    """Reads a ``tokenizer.json`` of any kind.
-
-    Raises:
-        DataError: the file is missing, unreadable, not JSON, or not a tokenizer.
-    """
-    try:
-        values = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}).") from None
-    except ValueError as error:  # also UnicodeDecodeError
-        raise DataError(f"{path}: not a tokenizer file ({error}).") from None
-    if not isinstance(values, dict):
-        raise DataError(f"{path}: not a tokenizer file (a JSON object with `kind` is expected).")
-    try:
-        return from_dict(values)
-    except DataError as error:
-        raise DataError([f"{path}: {problem}" for problem in error.problems]) from None
-
-
-def _canonical(values: dict[str, Any]) -> str:
-    return json.dumps(values, ensure_ascii=True, sort_keys=True, separators=(",", ":"))
