@@ -18,6 +18,13 @@ COMMANDS = {
     "validate": "evaluate a run on its validation split",
     "test": "evaluate a run on its test split",
     "generate": "continue a prompt with a run's network",
+    "compare": "put runs beside each other: settings, figures, curves",
+    "report": "write one page about a run, or about several",
+    "trace": "show what a network did with each token of a text",
+    "doctor": "say what this machine has and whether it will do",
+    "prepare": "download and tokenise a data set, once",
+    "crystallize": "measure what attention keeps as its top key plus a few directions",
+    "gamma": "fit how gains change over depth, and the temperature they imply",
 }
 
 HELP = """usage: app COMMAND [options]

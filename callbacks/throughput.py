@@ -28,8 +28,9 @@ class Throughput(Callback):
 
     - ``speed/tokens_per_second``: of all ranks together
     - ``speed/step_ms``: milliseconds per optimizer step
-    - ``speed/data_wait_share``: share of the time in which the host was between two training batches: it
-      fetched data, or ran the callbacks that come after this one; in [0, 1]
+    - ``speed/data_wait_share``: share of the time that the host spent in the data loader, in [0, 1]; only with
+      data that keeps the time (``trainer.datamodule.seconds_in_loader``). An upper bound where batches are cut
+      on a busy GPU: handing it work then waits for work of earlier steps
     - ``speed/memory_gib``: GiB; on a GPU the most that tensors took since the start of the process, otherwise
       the memory of the process now; of rank zero
     - ``speed/flops_per_token``: model FLOPs of one training token, forward and backward:
@@ -59,14 +60,14 @@ class Throughput(Callback):
         self._tokens_seen: int | None = None  # unknown until the first step of a launch
         self._tokens_of_step = 0
         self._validation_started: float | None = None
-        self._batch_ended: float | None = None
         self._start()
 
     def _start(self, step: int = 0, now: float | None = None) -> None:
         """Begins an interval after ``step``; without ``now``, at the next training batch."""
         self._step_before, self._started = step, now
         self._tokens = 0
-        self._waited = self._left_out = 0.0
+        self._left_out = 0.0
+        self._in_loader_before: float | None = None  # unknown until the interval's first batch
 
     def state_dict(self) -> dict[str, Any]:
         """The tokens seen so far."""
@@ -78,21 +79,21 @@ class Throughput(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Resets the clock."""
-        self._validation_started = self._batch_ended = None
+        self._validation_started = None
         self._start(trainer.global_step)
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Ends the wait for data, or a validation with all that followed it."""
+        """Begins the first interval, or ends a validation with all that followed it."""
         now = time.perf_counter()
         if self._started is None:
             self._started = now
         elif self._validation_started is not None:
             self._left_out += now - self._validation_started
-        elif self._batch_ended is not None:
-            self._waited += now - self._batch_ended
-        self._validation_started = self._batch_ended = None
+        self._validation_started = None
+        if self._in_loader_before is None:
+            self._in_loader_before = seconds_in_loader(trainer)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -110,8 +111,8 @@ class Throughput(Callback):
             now = self._now(pl_module)
             self.last = self._measure(trainer, pl_module, record.step, now, batch)
             self._start(record.step, now)
+            self._in_loader_before = seconds_in_loader(trainer)
             log_scalars(trainer, self.last, record.step)
-        self._batch_ended = time.perf_counter()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stops the clock until the next training batch."""
@@ -140,15 +141,23 @@ class Throughput(Callback):
         scalars = {
             "speed/tokens_per_second": tokens_per_second,
             "speed/step_ms": 1000 * seconds / (step - self._step_before),
-            "speed/data_wait_share": min(self._waited / seconds, 1.0),
             "speed/memory_gib": memory_bytes(pl_module.device) / GIB,
             "speed/flops_per_token": flops,
             "speed/tokens_seen": float(self._tokens_seen),
         }
+        in_loader = seconds_in_loader(trainer)
+        if in_loader is not None and self._in_loader_before is not None:
+            scalars["speed/data_wait_share"] = min((in_loader - self._in_loader_before) / seconds, 1.0)
         peak = self.peak_tflops if self.peak_tflops is not None else known_peak_tflops(pl_module.device)
         if peak is not None:
             scalars["speed/mfu"] = tokens_per_second * flops / (trainer.world_size * peak * 1e12)
         return scalars
+
+
+def seconds_in_loader(trainer: Trainer) -> float | None:
+    """What the data has taken so far to give training batches; None where it does not say."""
+    seconds: float | None = getattr(getattr(trainer, "datamodule", None), "seconds_in_loader", None)
+    return seconds
 
 
 def flops_per_token(network: nn.Module, block_size: int) -> float:

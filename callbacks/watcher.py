@@ -139,11 +139,15 @@ def log_scalars(trainer: Trainer, scalars: Mapping[str, float], step: int) -> No
 
 
 def log_details(trainer: Trainer, details: Mapping[str, Any], step: int) -> None:
-    """Writes nested lists through every logger that has ``log_details``."""
+    """Writes nested lists through every logger that has ``log_details``, for callbacks with ``on_details`` to hear."""
     for logger in trainer.loggers:
         write = getattr(logger, "log_details", None)
         if write is not None:
             write(details, step)
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        hear = getattr(callback, "on_details", None)
+        if hear is not None:
+            hear(details, step)
 
 
 def over_layers(key: str, values: np.ndarray) -> dict[str, float]:

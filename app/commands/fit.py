@@ -4,6 +4,7 @@ import os
 import time
 from typing import TYPE_CHECKING
 
+from app.commands import dry_run
 from app.run import arguments, plan
 from app.run.errors import AppError, ExitCode
 from app.run.signals import StopRequests
@@ -24,6 +25,8 @@ def run(name: str, words: list[str]) -> int:
         The exit code.
     """
     started = time.monotonic()
+    if dry_run.FLAG in words and not {"-h", "--help"} & {*words}:
+        return dry_run.run([word for word in words if word != dry_run.FLAG])
     launch = arguments.read(words)
     if launch.wants_help:
         from app.training.command_line import RunCLI

@@ -90,7 +90,11 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
     Raises:
         StorageError: when it cannot be written; the old file is then as it was.
     """
-    data = text.encode()
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
+    """Replaces the file ``path`` by ``data``; see :func:`write_text`."""
     with staged(path) as temporary:
         try:
             with open(temporary, "wb") as file:

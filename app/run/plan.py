@@ -97,14 +97,7 @@ def make(launch: Launch) -> Plan:
     handed = os.environ.get(HANDOVER)
     if handed and int(os.environ.get("LOCAL_RANK", "0")) > 0:
         return handed_over(handed)
-    given, problems = [], []
-    for name in launch.configs:
-        try:
-            given.append(read_config(find_config(name)))
-        except ConfigurationError as error:
-            problems += error.problems
-    if problems:
-        raise ConfigurationError(problems)
+    given = _given_files(launch)
     plan = Plan(files=given, stem=given[0].path.stem if given else "run")
     try:
         _decide(plan, launch)
@@ -114,15 +107,45 @@ def make(launch: Launch) -> Plan:
     return plan
 
 
-def _decide(plan: Plan, launch: Launch) -> None:
-    run, checkpoint = _run_to_resume(launch)
+def files_of(launch: Launch) -> list[ConfigFile]:
+    """The configuration of a launch, in the order in which its files count; nothing is made and nothing locked.
+
+    Raises:
+        ConfigurationError: a file that is missing or no strict YAML (all files' problems together), or none at all.
+    """
+    files = _given_files(launch)
+    run, _ = _run_to_resume(launch)
+    _complete(files, run)
+    return files
+
+
+def _given_files(launch: Launch) -> list[ConfigFile]:
+    """The files that the command line names."""
+    given, problems = [], []
+    for name in launch.configs:
+        try:
+            given.append(read_config(find_config(name)))
+        except ConfigurationError as error:
+            problems += error.problems
+    if problems:
+        raise ConfigurationError(problems)
+    return given
+
+
+def _complete(files: list[ConfigFile], run: RunDirectory | None) -> None:
+    """Puts the configuration of a run that is resumed before all others."""
     if run is not None and run.config.exists():
-        plan.files.insert(0, read_config(run.config))
-    if not plan.files:
+        files.insert(0, read_config(run.config))
+    if not files:
         raise ConfigurationError(
             "--config is missing; name a configuration, for example "
             f"--config {' or '.join(name for name in shipped_names(shipped_directory()) if '/' not in name)}"
         )
+
+
+def _decide(plan: Plan, launch: Launch) -> None:
+    run, checkpoint = _run_to_resume(launch)
+    _complete(plan.files, run)
     if launch.init_from is not None:
         plan.weights = weights_of(launch.init_from)
     if run is not None:

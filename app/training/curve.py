@@ -1,5 +1,8 @@
 """The training curve."""
 
+import csv
+import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,10 +24,18 @@ class TrainingCurve(Callback):
         ``train/grad_norm``: global gradient norm before clipping.
         ``train/lr``: learning rate of the step.
         ``tokens_seen``: training tokens up to and including the step.
+        ``speed/seconds``: seconds spent on training up to and including the step, over all launches and without
+            validation, what follows it, and start-up.
+
+    Args:
+        seconds: spent by the launches before this one, see :func:`seconds_trained`. They are no part of the
+            state: checkpoints of two equal runs are equal to the bit.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, seconds: float = 0.0) -> None:
         self.last: dict[str, float] = {}
+        self._seconds = seconds
+        self._since: float | None = None  # the clock stands still before the first batch and in validation
         self._losses: list[torch.Tensor] = []
 
     def state_dict(self) -> dict[str, Any]:
@@ -34,6 +45,21 @@ class TrainingCurve(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes them back."""
         self.last = dict(state_dict["last"])
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        """Lets the clock run."""
+        if self._since is None:
+            self._since = time.monotonic()
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stops the clock, once the device has done what training gave it."""
+        if self._since is not None:
+            if pl_module.device.type == "cuda":
+                torch.cuda.synchronize(pl_module.device)
+            self._seconds, self._since = self._elapsed(), None
+
+    def _elapsed(self) -> float:
+        return self._seconds + (0.0 if self._since is None else time.monotonic() - self._since)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
         """Adds the micro-batch; logs after the step's last one, with a single transfer."""
@@ -60,4 +86,29 @@ class TrainingCurve(Callback):
             "tokens_seen": float(record.step * tokens_per_step),
         }
         for logger in trainer.loggers:
-            logger.log_metrics(self.last, step=record.step)
+            logger.log_metrics(self.last | {"speed/seconds": self._elapsed()}, step=record.step)
+
+
+def seconds_trained(metrics: Path, step: int) -> float:
+    """Seconds that a run had spent on training at a step: those of the last logged one, in proportion.
+
+    Args:
+        metrics: its ``metrics.csv``.
+        step: completed optimizer steps; 0 of a run that has not begun.
+
+    Returns:
+        0 where nothing is recorded.
+    """
+    found = 0.0
+    try:
+        with metrics.open(newline="", encoding="utf-8", errors="replace") as file:
+            for row in csv.DictReader(file):
+                try:
+                    logged, seconds = int(row["step"]), float(row["speed/seconds"])
+                except (KeyError, TypeError, ValueError):
+                    continue  # a validation's row, or what a crash has left of one
+                if 0 < logged <= step:
+                    found = seconds * step / logged
+    except OSError:
+        return 0.0
+    return found

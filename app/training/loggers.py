@@ -5,6 +5,7 @@ drop what lies after the resume point, so that a resumed run's files are those o
 ``epoch``, which the framework adds to every dictionary of ``self.log``, is left out: training is one stream.
 """
 
+import re
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from numbers import Integral
@@ -14,14 +15,24 @@ from typing import Any
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from tensorboard.compat.proto.summary_pb2 import Summary
+from torch.utils.tensorboard.summary import hparams
 
-from app.training.step_files import DetailLines, MetricsTable
+from app.run.atomic import write_bytes
+from app.training.layout import custom_scalars
+from app.training.step_files import DetailLines, KeyedLines, MetricsTable
 
 FRAMEWORK_KEYS = frozenset({"epoch", "step"})
 
 
+#: what the table of hyper-parameters shows of a run: the newest value of each
+OUTCOMES = ("val/loss", "val/bpb", "train/loss")
+
+
 class TensorBoardRunLogger(TensorBoardLogger):
     """TensorBoard events directly in the run directory, without versions and without ``hparams.yaml``.
+
+    The keys that are logged become a layout of custom charts, see :func:`app.training.layout.custom_scalars`.
 
     Args:
         run_dir: directory of the event files.
@@ -30,11 +41,14 @@ class TensorBoardRunLogger(TensorBoardLogger):
     """
 
     def __init__(self, run_dir: str | Path, resume_step: int | None = None):
-        # The purge drops events whose step is not below the given one.
-        purge_step = None if resume_step is None else resume_step + 1
+        # The purge drops events whose step is not below the given one. TensorBoard takes the first purge that it
+        # meets for the beginning of the run and drops nothing, so that the first launch has one too.
+        purge_step = 0 if resume_step is None else resume_step + 1
         super().__init__(
             save_dir=run_dir, name="", version="", default_hp_metric=False, purge_step=purge_step
         )
+        self._keys: dict[str, None] = {}
+        self._newest_key_step: int | None = None  # of a key that no layout has yet
 
     @property
     def log_dir(self) -> str:
@@ -54,9 +68,34 @@ class TensorBoardRunLogger(TensorBoardLogger):
             metrics: key to number.
             step: completed optimizer steps.
         """
-        super().log_metrics(
-            {key: number for key, number in metrics.items() if key not in FRAMEWORK_KEYS}, step
-        )
+        numbers = {key: number for key, number in metrics.items() if key not in FRAMEWORK_KEYS}
+        if self._newest_key_step is not None and step != self._newest_key_step:
+            self._write_layout()  # the step that brought new keys is over
+        if not numbers.keys() <= self._keys.keys():
+            self._keys |= dict.fromkeys(numbers)
+            self._newest_key_step = step
+        super().log_metrics(numbers, step)
+
+    def _write_layout(self) -> None:
+        self._newest_key_step = None
+        self.experiment.add_custom_scalars(custom_scalars(self._keys))
+
+    @rank_zero_only
+    def log_configuration(self, configuration: Mapping[str, Any]) -> None:
+        """Enters the run in the table of hyper-parameters, with the newest of :data:`OUTCOMES`.
+
+        Of a resumed run the table shows the configuration of the first launch.
+
+        Args:
+            configuration: name to plain value.
+        """
+        plain = {
+            key: value if isinstance(value, int | float | str) and not isinstance(value, bool) else str(value)
+            for key, value in configuration.items()
+        }
+        experiment, start, _ = hparams(plain, dict.fromkeys(OUTCOMES, 0.0))
+        for summary in (experiment, start):
+            self.experiment.file_writer.add_summary(summary)
 
     @rank_zero_only
     def log_text(self, tag: str, text: str, step: int) -> None:
@@ -71,6 +110,19 @@ class TensorBoardRunLogger(TensorBoardLogger):
         self.experiment.add_text(tag, "\n".join("    " + line for line in text.split("\n")), step)
 
     @rank_zero_only
+    def log_figure(self, tag: str, png: bytes, step: int) -> None:
+        """Writes an image event.
+
+        Args:
+            tag: key of the figure, such as ``depth/pathway_share``.
+            png: the file's content.
+            step: completed optimizer steps.
+        """
+        width, height = (int.from_bytes(png[at : at + 4], "big") for at in (16, 20))  # of the header
+        image = Summary.Image(height=height, width=width, colorspace=4, encoded_image_string=png)
+        self.experiment.file_writer.add_summary(Summary(value=[Summary.Value(tag=tag, image=image)]), step)
+
+    @rank_zero_only
     def log_hyperparams(
         self,
         params: dict[str, Any] | Namespace,
@@ -82,6 +134,8 @@ class TensorBoardRunLogger(TensorBoardLogger):
     @rank_zero_only
     def flush(self) -> None:
         """Hands every event so far to the operating system."""
+        if self._newest_key_step is not None:
+            self._write_layout()
         if self._experiment is not None:
             self._experiment.flush()
 
@@ -90,19 +144,30 @@ class TensorBoardRunLogger(TensorBoardLogger):
         """The same as :meth:`flush`; the base class would also write a file of hyper-parameters."""
         self.flush()
 
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Writes what is still to be written and closes the file.
+
+        Args:
+            status: how the run ended.
+        """
+        self.flush()
+        super().finalize(status)
+
 
 class RunFilesLogger(Logger):
-    """``metrics.csv`` and ``details.jsonl`` in the run directory.
+    """``metrics.csv``, ``details.jsonl``, ``health.jsonl``, ``samples.jsonl`` and figures in the run directory.
 
     The table has at most one row per step and stage (training, ``val/``, ``test/``), with numbers that read
-    back exactly; the lines hold per-layer values, one line per step and key.
+    back exactly; the lines hold per-layer values, what a watcher found wrong, or generated texts, one line per
+    step and key; ``figures/`` has the newest picture of each tag.
 
     Every call writes at once, so a killed process loses no complete row; :meth:`flush` also survives the
     machine. Whoever writes a checkpoint calls :meth:`flush` first: then no row of a step up to a checkpoint's
     can be missing after a resume from it.
 
     Args:
-        run_dir: directory of both files; they are made at the first number.
+        run_dir: directory of the files; each is made when it is first written to.
         resume_step: the step that the run goes on from: rows and lines of later steps, and whatever a crash
             left half-written, are dropped before the first write. None keeps every complete row.
 
@@ -118,6 +183,8 @@ class RunFilesLogger(Logger):
         self._resume_step = resume_step
         self._metrics: MetricsTable | None = None
         self._details: DetailLines | None = None
+        self._health: KeyedLines | None = None
+        self._samples: KeyedLines | None = None
 
     @property
     def name(self) -> str:
@@ -174,13 +241,52 @@ class RunFilesLogger(Logger):
         self._details.add(step, details)
 
     @rank_zero_only
+    def log_health(self, findings: Mapping[str, Mapping[str, Any]], step: int) -> None:
+        """Adds one line per finding; without any, only makes the file and drops what lies after the resume point.
+
+        Args:
+            findings: key of a finding to its plain fields.
+            step: completed optimizer steps.
+        """
+        if self._health is None:
+            self._health = KeyedLines(self._run_dir / "health.jsonl", self._resume_step)
+        if findings:
+            self._health.put(step, findings)
+
+    @rank_zero_only
+    def log_figure(self, tag: str, png: bytes, step: int) -> None:
+        """Replaces ``figures/<tag>.png``, where ``-`` stands for every character that a file name should not hold.
+
+        Args:
+            tag: key of the figure, such as ``depth/pathway_share``.
+            png: the file's content.
+            step: completed optimizer steps; the file is the newest one whatever it is.
+        """
+        folder = self._run_dir / "figures"
+        folder.mkdir(parents=True, exist_ok=True)
+        write_bytes(folder / f"{re.sub(r'[^A-Za-z0-9._-]+', '-', tag)}.png", png)
+
+    @rank_zero_only
+    def log_text(self, tag: str, text: str, step: int) -> None:
+        """Adds a line to ``samples.jsonl``.
+
+        Args:
+            tag: key of the text, such as ``samples/0``.
+            text: any text.
+            step: completed optimizer steps.
+        """
+        if self._samples is None:
+            self._samples = KeyedLines(self._run_dir / "samples.jsonl", self._resume_step)
+        self._samples.put(step, {tag: {"text": text}})
+
+    @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
         """Writes nothing: the configuration is the run directory's ``config.yaml``."""
 
     @rank_zero_only
     def flush(self) -> None:
         """Puts every row and line so far on the disk."""
-        for file in (self._metrics, self._details):
+        for file in (self._metrics, self._details, self._health, self._samples):
             if file is not None:
                 file.sync()
 

@@ -16,11 +16,18 @@ from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 class StepLoop(_TrainingEpochLoop):
     """Validates every ``val_check_interval`` optimizer steps and after the last one."""
 
+    _start = 0
+
+    def reset(self) -> None:
+        """Notes the step that this launch goes on from."""
+        super().reset()
+        self._start = self.global_step
+
     def _should_check_val_fx(self, data_fetcher: Any) -> bool:
-        # Asked while restarting too; a validation that a resumed run still owes is run at its start instead.
-        if self.restarting or not self.trainer.enable_validation or self._should_accumulate():
-            return False
+        # A resumed loop asks before its first step too; a validation still owed is run at the start instead.
         step = self.global_step
+        if step == self._start or not self.trainer.enable_validation or self._should_accumulate():
+            return False
         return step >= self.max_steps or step % int(self.trainer.val_check_interval) == 0
 
     def _broadcast_sigterm_tensor(self) -> None:

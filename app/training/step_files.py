@@ -1,4 +1,4 @@
-"""The two text files of a run that grow by steps, and how they survive crashes and go on after a resume."""
+"""The text files of a run that grow by steps, and how they survive crashes and go on after a resume."""
 
 import csv
 import io
@@ -140,8 +140,8 @@ class MetricsTable(StepFile):
         return "".join(map(_csv_line, cells))
 
 
-class DetailLines(StepFile):
-    """``details.jsonl``: one line ``{"step": …, "key": …, "values": …}`` per step and key.
+class KeyedLines(StepFile):
+    """JSON lines ``{"step": …, "key": …, …}``, at most one per step and key.
 
     Args:
         path: the file; made if it is not there.
@@ -150,28 +150,39 @@ class DetailLines(StepFile):
 
     def __init__(self, path: Path, resume_step: int | None):
         super().__init__(path)
-        parsed = [(_detail_address(line), line) for line in self._read()]
+        parsed = [(_address(line), line) for line in self._read()]
         kept = [
             (address[0], line) for address, line in parsed if address and _is_kept(address[0], resume_step)
         ]
         self._step, newest = self._restore("", kept)
         self._lines = {json.loads(line)["key"]: line for line in newest}  # the newest step's
 
-    def add(self, step: int, details: Mapping[str, Any]) -> None:
+    def put(self, step: int, lines: Mapping[str, Mapping[str, Any]]) -> None:
         """Adds one line per key, in place of an earlier one of the same step and key.
+
+        Args:
+            step: completed optimizer steps.
+            lines: key to the further fields of its line; numbers that are not finite become null.
+        """
+        if step != self._step:
+            self._settle()
+            self._step, self._lines = step, {}
+        for key, fields in lines.items():
+            self._lines[key] = json.dumps({"step": step, "key": key, **_finite(fields)}, allow_nan=False)
+        self._rewrite("".join(line + "\n" for line in self._lines.values()))
+
+
+class DetailLines(KeyedLines):
+    """``details.jsonl``: one line ``{"step": …, "key": …, "values": …}`` per step and key."""
+
+    def add(self, step: int, details: Mapping[str, Any]) -> None:
+        """Adds the values of one step.
 
         Args:
             step: completed optimizer steps.
             details: key to nested lists of numbers; what is not finite becomes null.
         """
-        if step != self._step:
-            self._settle()
-            self._step, self._lines = step, {}
-        for key, values in details.items():
-            self._lines[key] = json.dumps(
-                {"step": step, "key": key, "values": _finite(values)}, allow_nan=False
-            )
-        self._rewrite("".join(line + "\n" for line in self._lines.values()))
+        self.put(step, {key: {"values": values} for key, values in details.items()})
 
 
 def _stage(keys: Iterable[str]) -> str:
@@ -201,7 +212,7 @@ def _row_step(line: str, n_columns: int) -> int | None:
         return None
 
 
-def _detail_address(line: str) -> tuple[int, str] | None:
+def _address(line: str) -> tuple[int, str] | None:
     """Step and key of a line; None for what a crash left of one."""
     try:
         record = json.loads(line)

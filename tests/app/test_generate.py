@@ -107,7 +107,7 @@ def test_validation_gives_what_training_gave(
     assert ended.err == ""
     validations = {row["step"]: row for row in runs.curve(reference.baseline) if "val/loss" in row}
     step = runs.saved_steps(reference.baseline, "best" if which == "best" else "resume")[-1]
-    for key in ("val/loss", "val/bpb", "val/perplexity"):
+    for key in ("val/loss", "val/bpb", "val/token_perplexity"):
         (value,) = re.findall(rf"^{key} +([\d.]+)$", ended.out, re.MULTILINE)
         assert float(value) == pytest.approx(float(validations[str(step)][key]), abs=1e-6)
     assert runs.files(reference.baseline) == before

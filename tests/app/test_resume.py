@@ -35,6 +35,22 @@ def test_a_run_needs_no_configuration_to_go_on(
 
 
 @side_by_side
+def test_a_validation_at_the_first_resumed_step_is_made(application: Application, tmp_path: Path) -> None:
+    text = tiny.write_text(tmp_path / "text.txt")
+    settings = {"checkpoint_every_n_steps": 4, "trainer__val_check_interval": 5, "trainer__max_steps": 10}
+    config = tiny.write(tmp_path / "config.yaml", tiny.gpt(text, **settings))
+    clean = application.fit(config, tmp_path / "clean")
+    run = tmp_path / "run"
+    words = ("fit", "--config", config, "--run_dir", run, "--resume", "auto")
+    killed = application.run(*words, cwd=tmp_path, prelude=faults.kill_at("step", 5))
+    assert killed.code == -9, killed
+    assert runs.saved_steps(run) == [4]
+    application.go_on(run)
+    assert runs.validated_steps(run) == runs.validated_steps(clean) == [5, 10]
+    runs.assert_same_run(run, clean)
+
+
+@side_by_side
 def test_an_older_checkpoint_gives_up_the_later_history(
     application: Application, reference: Reference, tmp_path: Path
 ) -> None:

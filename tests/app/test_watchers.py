@@ -19,7 +19,7 @@ def test_all_watchers_and_none_give_the_same_weights(
     application: Application, reference: Reference, tmp_path: Path
 ) -> None:
     configuration = yaml.safe_load(reference.config.read_text())
-    assert len(configuration["trainer"].pop("callbacks")) == 4
+    assert len(configuration["trainer"].pop("callbacks")) == 7
     config = tiny.write(tmp_path / "config.yaml", configuration)
     ours, theirs = (
         runs.last_checkpoint(run) for run in (application.fit(config, tmp_path / "run"), reference.clean)
@@ -28,4 +28,11 @@ def test_all_watchers_and_none_give_the_same_weights(
         assert not runs.differences(ours[part], theirs[part], part)
     watched = {key for row in runs.curve(reference.clean) for key in row}
     alone = {key for row in runs.curve(tmp_path / "run") for key in row}
-    assert {key.partition("/")[0] for key in watched - alone} == {"balance", "routes"}
+    assert {key.partition("/")[0] for key in watched - alone} == {
+        "balance",
+        "gamma",
+        "health",
+        "routes",
+        "ternary",
+    }
+    assert runs.health(reference.clean), "the health of a run is judged"

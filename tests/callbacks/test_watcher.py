@@ -160,7 +160,7 @@ def _one_micro_batch(callback: BankBalance, load: torch.Tensor, *, is_last: bool
         output=LanguageModelOutput(torch.empty(0), None, torch.tensor(0.5), []),
         measure=lambda _: {"load": Measure(load, (Axis("layer"), Axis("bank")), "count", reduce="sum")},
     )
-    trainer: Any = SimpleNamespace(loggers=[])
+    trainer: Any = SimpleNamespace(loggers=[], callbacks=[])
     module: Any = SimpleNamespace(device=torch.device("cpu"))
     callback.on_train_batch_end(trainer, module, {"record": record}, None, 0)
 

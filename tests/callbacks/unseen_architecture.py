@@ -74,7 +74,7 @@ class UnseenModule(LightningModule):
             step=step,
             micro_step=batch_idx % accumulation,
             is_last_micro=(batch_idx + 1) % accumulation == 0,
-            is_logged=step % self.log_every == 0,
+            is_logged=self.is_logged(step),
             tokens=batch[0].numel(),
             output=output._replace(
                 logits=output.logits.new_empty(0),
@@ -84,6 +84,9 @@ class UnseenModule(LightningModule):
             measure=self.network.measures,
         )
         return {"loss": output.loss + output.aux_loss, "record": record}
+
+    def is_logged(self, step: int) -> bool:
+        return step % self.log_every == 0
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         self.network(*batch)
@@ -108,6 +111,7 @@ class RecordingLogger(Logger):
         self.scalars: dict[int, dict[str, float]] = {}
         self.details: dict[int, dict[str, Any]] = {}
         self.texts: list[tuple[str, str, int]] = []
+        self.figures: list[tuple[str, bytes, int]] = []
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         assert step is not None
@@ -118,6 +122,9 @@ class RecordingLogger(Logger):
 
     def log_text(self, tag: str, text: str, step: int) -> None:
         self.texts.append((tag, text, step))
+
+    def log_figure(self, tag: str, png: bytes, step: int) -> None:
+        self.figures.append((tag, png, step))
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
         pass

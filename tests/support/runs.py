@@ -40,6 +40,11 @@ def details(run: Path) -> list[Any]:
     return [json.loads(line) for line in (run / "details.jsonl").read_text().splitlines()]
 
 
+def health(run: Path) -> list[Any]:
+    """What the watcher of the run's health has found."""
+    return [json.loads(line) for line in (run / "health.jsonl").read_text().splitlines()]
+
+
 def validated_steps(run: Path) -> list[int]:
     """The step of every validation row."""
     return [int(row["step"]) for row in curve(run) if "val/loss" in row]
@@ -94,6 +99,8 @@ def run_differences(run: Path, clean: Path) -> list[str]:
     found += differences(curve(run), curve(clean), "metrics.csv")
     if (clean / "details.jsonl").exists():
         found += differences(details(run), details(clean), "details.jsonl")
+    if (clean / "health.jsonl").exists():
+        found += differences(health(run), health(clean), "health.jsonl")
     return found + differences(saved_steps(run, "best"), saved_steps(clean, "best"), "best checkpoints")
 
 

@@ -72,6 +72,19 @@ def tilelli(text: Path, **changes: Any) -> dict[str, Any]:
                 "callbacks": [
                     {"class_path": "callbacks.BankBalance"},
                     {"class_path": "callbacks.RouteFractions"},
+                    {"class_path": "callbacks.TernaryHealth"},
+                    {"class_path": "callbacks.GammaTrajectory", "init_args": {"every_n_steps": 7}},
+                    # Limits at which this healthy network has something to say.
+                    {
+                        "class_path": "callbacks.RunHealth",
+                        "init_args": {
+                            "dead_steps": 10,
+                            "max_share": 0.51,
+                            "still_steps": 5,
+                            "min_entropy": 0.49,
+                        },
+                    },
+                    {"class_path": "callbacks.DepthTimeFigures"},
                     {"class_path": "callbacks.Throughput"},
                     {"class_path": "callbacks.TextSamples", "init_args": {"max_new_tokens": 4}},
                 ],

@@ -11,7 +11,7 @@ from app.training.language_model import LanguageModelModule
 from app.training.nonfinite import poison
 
 
-def steps(optimizer_name: Literal["adamw", "sgd"], norms: list[float], mode: Any) -> list[Tensor]:
+def steps(optimizer_name: Literal["adamw", "sgd", "muon"], norms: list[float], mode: Any) -> list[Tensor]:
     """Weights after one update per norm; a step whose norm is not finite also has such gradients."""
     torch.manual_seed(0)
     module = LanguageModelModule(GPT(5, 4, 1, 1, 4), optimizer=optimizer_name, nonfinite=mode)
@@ -28,16 +28,18 @@ def steps(optimizer_name: Literal["adamw", "sgd"], norms: list[float], mode: Any
     return [parameter.detach().clone() for parameter in module.parameters()]
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "muon"])
 @pytest.mark.parametrize("norm", [float("nan"), float("inf")])
-def test_a_skipped_first_step_leaves_no_trace(optimizer: Literal["adamw", "sgd"], norm: float) -> None:
+def test_a_skipped_first_step_leaves_no_trace(
+    optimizer: Literal["adamw", "sgd", "muon"], norm: float
+) -> None:
     clean = steps(optimizer, [1.0], "skip")
     skipped = steps(optimizer, [norm, 1.0], "skip")
     assert all(torch.equal(a, b) for a, b in zip(clean, skipped, strict=True))
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
-def test_a_shut_gate_stays_shut(optimizer: Literal["adamw", "sgd"]) -> None:
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "muon"])
+def test_a_shut_gate_stays_shut(optimizer: Literal["adamw", "sgd", "muon"]) -> None:
     clean = steps(optimizer, [1.0], "stop")
     stopped = steps(optimizer, [1.0, float("nan"), 1.0, 1.0], "stop")
     assert all(torch.equal(a, b) for a, b in zip(clean, stopped, strict=True))

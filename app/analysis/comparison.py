@@ -1,0 +1,271 @@
+"""Runs beside each other: what differs in their configurations, their figures, and runs that differ by seed alone."""
+
+import csv
+import json
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+#: where a run lives and how it was launched says nothing about what was trained
+IGNORED = ("run_dir", "resume", "trust_imports")
+SEED = "seed"
+#: figures of a run, in the order of the table
+FIGURES = (
+    "val/loss",
+    "val/bpb",
+    "best/val_loss",
+    "best/step",
+    "train/loss",
+    "tokens_seen",
+    "speed/seconds",
+    "tokens_per_second",
+    "parameters",
+)
+
+MOST_IN_LABEL = 3  # settings; the table has them all
+
+
+@dataclass
+class Run:
+    """One run as it was found.
+
+    Attributes:
+        path: as the user named it.
+        state: ``finished``, ``running``, ``stopped``, ``failed``, ``killed`` or ``unknown``.
+        configuration: dotted key to value.
+        context: data fingerprint, device and versions; what they were and not what was asked for.
+        rows: of ``metrics.csv``, key to number, in order; ``step`` among them.
+        summary: final figures; empty where the run did not reach its end.
+    """
+
+    path: str
+    state: str
+    configuration: dict[str, Any]
+    context: dict[str, Any] = field(default_factory=dict)
+    rows: list[dict[str, float]] = field(default_factory=list)
+    summary: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def seed(self) -> Any:
+        """The seed."""
+        return self.configuration.get(SEED)
+
+    @property
+    def last_step(self) -> int:
+        """The last step with a row."""
+        return int(max((row["step"] for row in self.rows), default=0))
+
+    def series(self, key: str) -> tuple[np.ndarray, np.ndarray]:
+        """Steps and values of one key, both ``(n,)`` float64; empty where nothing was logged."""
+        pairs = [(row["step"], row[key]) for row in self.rows if key in row]
+        steps, values = zip(*pairs, strict=True) if pairs else ((), ())
+        return np.asarray(steps, dtype=np.float64), np.asarray(values, dtype=np.float64)
+
+    def against(self, x_key: str, key: str) -> tuple[np.ndarray, np.ndarray]:
+        """One key over another that is logged at training steps, in proportion between them.
+
+        Returns:
+            ``(n,)`` x and y; both empty where one of the two was never logged.
+        """
+        steps, values = self.series(key)
+        known, x = self.series(x_key)
+        if not len(steps) or not len(known):
+            return np.empty(0), np.empty(0)
+        inside = steps <= known[-1]
+        return np.interp(steps[inside], np.r_[0.0, known], np.r_[0.0, x]), values[inside]
+
+    def figures(self) -> dict[str, float]:
+        """Final and best figures, those that are there."""
+        found: dict[str, float] = {}
+        for key in ("val/loss", "val/bpb", "train/loss", "tokens_seen", "speed/seconds"):
+            _, values = self.series(key)
+            if len(values):
+                found[key] = float(values[-1])
+        steps, losses = self.series("val/loss")
+        if len(losses) and np.isfinite(losses).any():
+            best = int(np.nanargmin(np.where(np.isfinite(losses), losses, np.inf)))
+            found |= {"best/val_loss": float(losses[best]), "best/step": float(steps[best])}
+        if found.get("speed/seconds", 0) > 0 and "tokens_seen" in found:
+            found["tokens_per_second"] = found["tokens_seen"] / found["speed/seconds"]
+        parameters = self.summary.get("parameters")
+        if isinstance(parameters, int | float):
+            found["parameters"] = float(parameters)
+        return {key: found[key] for key in FIGURES if key in found}
+
+
+class Spread(NamedTuple):
+    """A figure over the runs of a group: mean, sample standard deviation (0 of one run), number of runs."""
+
+    mean: float
+    sd: float
+    n: int
+
+
+@dataclass
+class Group:
+    """Runs with one configuration but for the seed, as far as one another.
+
+    Attributes:
+        letter: ``A``, ``B``, …
+        label: what tells it from the other groups, in few words.
+        runs: at least one.
+    """
+
+    letter: str
+    label: str
+    runs: list[Run]
+
+    @property
+    def name(self) -> str:
+        """For a legend."""
+        return f"{self.letter}  {self.label}" + (f"  (n = {len(self.runs)})" if len(self.runs) > 1 else "")
+
+    def figures(self) -> dict[str, Spread]:
+        """Every figure that all runs have."""
+        each = [run.figures() for run in self.runs]
+        spreads = {}
+        for key in FIGURES:
+            values = [figures[key] for figures in each if key in figures]
+            if len(values) == len(each):
+                sd = statistics.stdev(values) if len(values) > 1 and all(map(math.isfinite, values)) else 0.0
+                spreads[key] = Spread(sum(values) / len(values), sd, len(values))
+        return spreads
+
+
+@dataclass
+class Comparison:
+    """Groups of runs and what they differ in.
+
+    Attributes:
+        groups: in the order in which their first run was named.
+        differences: key to one value for each group; ``None`` where a configuration has no such key.
+        loss_key: ``val/loss``, or ``val/bpb`` where tokens are not the same and nats per token do not compare.
+    """
+
+    groups: list[Group]
+    differences: dict[str, list[Any]]
+    loss_key: str
+
+
+def compare(runs: Sequence[Run]) -> Comparison:
+    """Groups runs that are equal up to the seed, and finds what the groups differ in.
+
+    Runs of one configuration that have come to different steps are groups of their own: a mean over them would
+    be one of nothing.
+    """
+    members: dict[tuple[str, int], list[Run]] = {}
+    for run in runs:
+        shared = {key: value for key, value in run.configuration.items() if key not in (SEED, *IGNORED)}
+        data = {key: value for key, value in run.context.items() if key.startswith("data.")}
+        setup = json.dumps([shared, data], sort_keys=True, default=str)
+        members.setdefault((setup, run.last_step), []).append(run)
+    groups = [Group(_letter(i), "", found) for i, found in enumerate(members.values())]
+    differences = _differences(groups)
+    setups = [setup for setup, _ in members]
+    for group, setup, label in zip(groups, setups, _labels(groups, setups, differences), strict=True):
+        is_one_of_several = setups.count(setup) > 1
+        group.label = f"{label}, to step {group.runs[0].last_step:,}" if is_one_of_several else label
+    tokenizers = {run.context.get("data.tokenizer") for run in runs}
+    return Comparison(groups, differences, "val/loss" if len(tokenizers) == 1 else "val/bpb")
+
+
+def flat(values: Any, prefix: str = "") -> dict[str, Any]:
+    """Dotted keys; an entry of a list of classes goes by its class, so that an order of callbacks is none."""
+    if isinstance(values, Mapping) and values:
+        return {
+            key: value
+            for name, inner in values.items()
+            for key, value in flat(inner, f"{prefix}.{name}" if prefix else str(name)).items()
+        }
+    is_classes = isinstance(values, list) and all(
+        isinstance(v, Mapping) and "class_path" in v for v in values
+    )
+    if is_classes and values:
+        found: dict[str, Any] = {}
+        for entry in values:
+            name = f"{prefix}.{str(entry['class_path']).rpartition('.')[2]}"
+            found |= {name: "yes"} | (flat(entry["init_args"], name) if entry.get("init_args") else {})
+        return found
+    return {prefix: values} if prefix else {}
+
+
+def read_rows(metrics: Path) -> tuple[list[dict[str, float]], int]:
+    """The rows of a ``metrics.csv``.
+
+    Returns:
+        Key to number for each row, and how many rows were left out because they are damaged.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no table of steps.
+    """
+    with metrics.open(newline="", encoding="utf-8", errors="replace") as file:
+        reader = csv.reader(file)
+        header = next(reader, [])
+        if header[:1] != ["step"]:
+            raise ValueError("does not begin with the column `step`")
+        rows, n_damaged = [], 0
+        for cells in reader:
+            try:
+                row = {key: float(cell) for key, cell in zip(header, cells, strict=True) if cell}
+                rows.append({"step": float(int(cells[0])), **row})
+            except (ValueError, IndexError):
+                n_damaged += 1
+    return rows, n_damaged
+
+
+def _letter(index: int) -> str:
+    letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+    return letters[index] if index < 26 else _letter(index // 26 - 1) + letters[index % 26]
+
+
+def _differences(groups: Sequence[Group]) -> dict[str, list[Any]]:
+    described = [
+        {key: value for key, value in group.runs[0].configuration.items() if key not in (SEED, *IGNORED)}
+        | {key: _agreed([run.context.get(key) for run in group.runs]) for key in group.runs[0].context}
+        for group in groups
+    ]
+    keys = dict.fromkeys(key for values in described for key in values)
+    columns = {key: [values.get(key) for values in described] for key in keys}
+    return {key: column for key, column in columns.items() if any(value != column[0] for value in column)}
+
+
+def _agreed(values: list[Any]) -> Any:
+    return values[0] if all(value == values[0] for value in values) else "several"
+
+
+def _labels(
+    groups: Sequence[Group], setups: Sequence[str], differences: Mapping[str, list[Any]]
+) -> list[str]:
+    """The experiments' names where each setup has its own, otherwise the values that tell the setups apart."""
+    stems = [Path(group.runs[0].path).absolute().parent.name for group in groups]
+    if len(set(stems)) == len(set(setups)) == len(set(zip(stems, setups, strict=True))):
+        return stems
+    asked = [key for key in differences if key.partition(".")[0] in ("model", "data", "trainer")]
+    told = [key for key in asked if "callbacks" not in key]
+    # Hashes and counts of the data follow from the settings, and say something only where no setting does.
+    configured = [key for key in told if any(key in group.runs[0].configuration for group in groups)]
+    told = (configured or told)[:MOST_IN_LABEL]
+    labels = [
+        ", ".join(
+            f"{key.rpartition('.')[2]} {_short(differences[key][i])}"
+            for key in told
+            if differences[key][i] is not None
+        )
+        for i in range(len(groups))
+    ]
+    if len(set(labels)) == len(set(setups)) and all(labels):
+        return labels
+    return [Path(group.runs[0].path).name for group in groups]
+
+
+def _short(value: Any) -> str:
+    text = (
+        str(value).rpartition(".")[2] if isinstance(value, str) and value.startswith("app.") else str(value)
+    )
+    return text if len(text) <= 24 else text[:23] + "…"

@@ -1,0 +1,121 @@
+"""``app report``: one page about one run, or about several beside each other."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from app import __version__
+from app.commands.compare import find_runs, read_json, read_run, what_compares
+from app.run.atomic import storage_error, write_text
+from app.run.directory import RunDirectory
+from app.run.errors import ConfigurationError, ExitCode
+from app.run.status import read_status
+
+if TYPE_CHECKING:
+    from app.analysis.report import Material
+
+#: drawn into the report as vectors
+REDRAWN = "learning_curve.png"
+
+
+def run(name: str, words: list[str]) -> int:
+    """Reads the runs and writes the page.
+
+    Args:
+        name: ``report``.
+        words: the rest of the command line: runs, and ``--output``.
+    """
+    options = _parser().parse_args(words)
+    directories, notes = find_runs(options.runs)
+
+    from app.analysis.comparison import compare
+    from app.analysis.report import report
+
+    materials = {}
+    for directory in directories:
+        material = _read(directory, notes)
+        if material is not None:
+            materials[material.run.path] = material
+    if not materials:
+        raise ConfigurationError([*notes, "app report: none of these runs can be read"])
+    comparison = compare([material.run for material in materials.values()])
+    notes += what_compares(comparison)
+    target = _target(options.output, directories)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise storage_error(error, target) from error
+    write_text(target, report(comparison, materials, notes, __version__))
+    for note in notes:
+        print(f"note     {note}")
+    print(f"report   {target} ({target.stat().st_size / 1e6:.1f} MB); open it in a browser")
+    return int(ExitCode.DONE)
+
+
+def _read(directory: RunDirectory, notes: list[str]) -> "Material | None":
+    from app.analysis.report import Material, read_lines
+
+    found = read_run(directory, notes)
+    if found is None:
+        return None
+    launches = read_json(directory.manifest, notes).get("launches")
+    material = Material(found, status=read_status(directory.status) or {})
+    material.launches = [x for x in launches if isinstance(x, dict)] if isinstance(launches, list) else []
+    for file in ("samples", "health"):
+        path = directory.path / f"{file}.jsonl"
+        try:
+            lines, n_damaged = read_lines(path)
+        except OSError as error:
+            notes.append(f"{path}: cannot be read ({error.strerror})")
+            continue
+        setattr(material, file, lines)
+        if n_damaged:
+            notes.append(f"{path}: {n_damaged} damaged line(s) left out")
+    material.figures = _figures(directory, notes)
+    return material
+
+
+def _figures(directory: RunDirectory, notes: list[str]) -> dict[str, bytes]:
+    """The pictures of a run, those of its measures first."""
+    found: dict[str, bytes] = {}
+    paths = sorted(directory.figures.glob("*.png"), key=lambda p: (not p.name.startswith("depth-"), p.name))
+    for path in paths:
+        if path.name == REDRAWN:
+            continue
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            notes.append(f"{path}: cannot be read ({error.strerror})")
+            continue
+        if content.startswith(b"\x89PNG\r\n\x1a\n"):
+            found[path.stem] = content
+        else:
+            notes.append(f"{path}: is no PNG file, left out")
+    return found
+
+
+def _target(output: str | None, directories: list[RunDirectory]) -> Path:
+    """A file, or ``report.html`` in the folder that was named; by default in the run, or here for several."""
+    if output is None:
+        return directories[0].path / "report.html" if len(directories) == 1 else Path("report.html")
+    path = Path(output)
+    return path / "report.html" if path.is_dir() or not path.suffix else path
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> Any:
+        raise ConfigurationError(f"app report: {message}; see app report --help")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="app report",
+        description="Writes one HTML page about runs, which needs no network: results, curves, figures, text samples, "
+        "health, configuration and environment. Runs that are equal up to the seed are one group.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("runs", metavar="RUN", nargs="+", help="run directories, or folders of runs")
+    parser.add_argument(
+        "--output", help="file or folder (default report.html in the run; of several runs, here)"
+    )
+    return parser

@@ -1,0 +1,167 @@
+"""Grouping, figures and curves of runs beside each other."""
+
+import math
+import statistics
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from app.analysis.comparison import Run, compare, flat, read_rows
+from app.analysis.comparison_figure import curve_of, draw_comparison
+
+
+def made(
+    seed: int = 1, losses: tuple[float, ...] = (3.0, 2.0, 2.5), path: str = "x/a", **settings: Any
+) -> Run:
+    """A run that validates at every second of its steps; a step is 100 tokens and half a second."""
+    rows: list[dict[str, float]] = []
+    for i, loss in enumerate(losses):
+        step = 2.0 * (i + 1)
+        rows += [
+            {
+                "step": step - 1,
+                "train/loss": loss - 0.2,
+                "tokens_seen": 100 * (step - 1),
+                "speed/seconds": 0.5 * (step - 1),
+            },
+            {"step": step, "train/loss": loss - 0.1, "tokens_seen": 100 * step, "speed/seconds": 0.5 * step},
+            {"step": step, "val/loss": loss},
+        ]
+    return Run(
+        path, "finished", {"seed": seed, "model.n_banks": 1, **settings}, {"data.tokenizer": "t"}, rows
+    )
+
+
+def test_figures_of_a_run() -> None:
+    figures = made().figures()
+    assert figures == {
+        "val/loss": 2.5,
+        "best/val_loss": 2.0,
+        "best/step": 4.0,
+        "train/loss": pytest.approx(2.4),
+        "tokens_seen": 600.0,
+        "speed/seconds": 3.0,
+        "tokens_per_second": 200.0,
+    }
+    assert made(losses=()).figures() == {}
+    assert made(losses=(math.nan, 2.0)).figures()["best/val_loss"] == 2.0
+    assert "best/val_loss" not in made(losses=(math.nan,)).figures()
+
+
+def test_runs_that_differ_by_seed_alone_are_one_group() -> None:
+    runs = [made(1), made(2, (3.0, 2.2, 2.7)), made(1, **{"model.n_banks": 4}), made(3, (3.0, 2.1, 2.9))]
+    comparison = compare(runs)
+    assert [[run.seed for run in group.runs] for group in comparison.groups] == [[1, 2, 3], [1]]
+    assert comparison.differences == {"model.n_banks": [1, 4]}
+    assert [group.name for group in comparison.groups] == ["A  n_banks 1  (n = 3)", "B  n_banks 4"]
+    spread = comparison.groups[0].figures()["val/loss"]
+    assert spread == (pytest.approx(2.7), pytest.approx(statistics.stdev([2.5, 2.7, 2.9])), 3)
+    assert comparison.groups[1].figures()["val/loss"] == (2.5, 0.0, 1)
+
+
+def test_a_run_that_ended_early_is_in_no_mean() -> None:
+    comparison = compare([made(1), made(2), made(3, (3.0,))])
+    assert [len(group.runs) for group in comparison.groups] == [2, 1]
+    assert [group.label for group in comparison.groups] == ["x, to step 6", "x, to step 2"]
+    assert comparison.differences == {}
+
+
+def test_another_text_is_another_group_and_compares_per_byte() -> None:
+    other = made()
+    other.context = {"data.tokenizer": "u"}
+    comparison = compare([made(), other])
+    assert len(comparison.groups) == 2
+    assert comparison.differences == {"data.tokenizer": ["t", "u"]}
+    assert comparison.loss_key == "val/bpb"
+
+
+def test_experiments_names_where_they_tell_setups_apart() -> None:
+    runs = [
+        made(path="runs/one/1"),
+        made(path="runs/two/1", **{"model.n_banks": 2}),
+        made(2, path="runs/one/2"),
+    ]
+    assert [group.label for group in compare(runs).groups] == ["one", "two"]
+
+
+def test_context_of_a_group_is_shown_where_it_differs() -> None:
+    runs = [made(1), made(2), made(1, **{"model.n_banks": 4})]
+    for run, commit in zip(runs, ("p", "q", "q"), strict=True):
+        run.context = {**run.context, "launch.commit": commit}
+    assert compare(runs).differences == {"model.n_banks": [1, 4], "launch.commit": ["several", "q"]}
+
+
+def test_many_groups_have_letters() -> None:
+    groups = compare([made(**{"model.n_banks": n}) for n in range(30)]).groups
+    assert [group.letter for group in groups][24:28] == ["Y", "Z", "AA", "AB"]
+
+
+def test_flat_configuration() -> None:
+    values = {
+        "seed": 1,
+        "model": {"init_args": {"d": 2, "betas": [0.9, 0.95], "none": None, "empty": {}}},
+        "callbacks": [{"class_path": "c.One", "init_args": {"n": 3}}, {"class_path": "c.Two"}],
+    }
+    assert flat(values) == {
+        "seed": 1,
+        "model.init_args.d": 2,
+        "model.init_args.betas": [0.9, 0.95],
+        "model.init_args.none": None,
+        "model.init_args.empty": {},
+        "callbacks.One": "yes",
+        "callbacks.One.n": 3,
+        "callbacks.Two": "yes",
+    }
+
+
+def test_damaged_rows_are_left_out(tmp_path: Path) -> None:
+    table = tmp_path / "metrics.csv"
+    table.write_text("step,train/loss\n1,2.5\n2,\nx,1.0\n3,1.5,9\n4,tw\n5,nan\n6,1")
+    rows, n_damaged = read_rows(table)
+    assert [row["step"] for row in rows] == [1, 2, 5, 6]
+    assert n_damaged == 3
+    table.write_text("loss\n")
+    with pytest.raises(ValueError, match="column `step`"):
+        read_rows(table)
+    table.write_text("")
+    with pytest.raises(ValueError, match="column `step`"):
+        read_rows(table)
+
+
+def test_curves_over_tokens_and_seconds() -> None:
+    runs = [made(1), made(2, (4.0, 3.0, 2.7, 2.5))]
+    for key, per_step in (("tokens_seen", 100), ("speed/seconds", 0.5)):
+        curve = curve_of(runs, key, "val/loss")
+        assert curve.x.tolist() == [per_step * step for step in (2, 4, 6)]
+        assert curve.mean == pytest.approx([3.5, 2.5, 2.6])
+        assert curve.sd == pytest.approx([statistics.stdev(pair) for pair in ((3, 4), (2, 3), (2.5, 2.7))])
+    assert len(curve_of([made(losses=())], "tokens_seen", "val/loss").x) == 0
+    assert not curve_of([made()], "tokens_seen", "val/loss").sd.any()
+
+
+def test_a_validation_between_two_logged_steps_has_a_time() -> None:
+    run = made(losses=(3.0,))
+    run.rows = [
+        {"step": 4.0, "speed/seconds": 2.0},
+        {"step": 6.0, "val/loss": 1.0},
+        {"step": 8.0, "speed/seconds": 6.0},
+    ]
+    assert run.against("speed/seconds", "val/loss") == (np.array([4.0]), np.array([1.0]))
+
+
+@pytest.mark.parametrize(
+    "runs",
+    [
+        [made()],
+        [made(1), made(2), made(**{"model.n_banks": 4})],
+        [made(losses=(math.nan, math.nan)), made(losses=())],
+        [made(**{"model.n_banks": n}) for n in range(9)],
+    ],
+    ids=["one", "groups", "nothing finite", "many"],
+)
+def test_a_picture_is_drawn(runs: list[Run], tmp_path: Path) -> None:
+    notes = draw_comparison(compare(runs), tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").stat().st_size > 10_000
+    assert len(notes) == 2 * sum(not run.rows for run in runs)

@@ -1,0 +1,74 @@
+import io
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+
+from app.analysis.depth_time import DepthTime, Rows
+from app.analysis.figures import _step_ticks, draw_group, draw_quantity
+
+LANES = ("slow", "fast")
+CASES = {
+    "share": Rows("used", "share", ("0", "1", "2"), LANES),
+    "share on one target": Rows("used", "share", ("0",), LANES, target=((0.5, 0.5),)),
+    "shares with targets of their own": Rows("used", "share", ("0", "1"), LANES, target=((0.2, 0.8),) * 2),
+    "banks of pathways": Rows("load", "count", ("0", "1"), tuple(f"{x} · {i}" for x in LANES for i in range(4)), 4, "bank"),
+    "too many entries for panels": Rows("used", "share", ("0", "1"), tuple(map(str, range(20)))),
+    "level": Rows("entropy", "level", tuple(map(str, range(36))), unit="nats"),
+    "gain": Rows("gain", "gain", ("0", "1"), note="mean of 128"),
+    "named rows": Rows("angle", "level", ("blocks.0.attention.weight", "head.weight")),
+    "thresholds": Rows("cut", "threshold", ("0", "1", "2"), ("θ1", "θ2"), target=((0.5, 1.0),) * 3, unit="deviation"),
+    "one threshold": Rows("cut", "threshold", ("0",)),
+}  # fmt: skip
+
+
+def _kept(rows: Rows, n_steps: int, numbers: Any = None) -> DepthTime:
+    shape = len(rows.layers) * len(rows.entries)
+    draw = np.random.default_rng(0)
+    kept = DepthTime(shape)
+    for step in range(1, n_steps + 1):
+        kept.add(10 * step, draw.random(shape) if numbers is None else np.full(shape, numbers))
+    return kept
+
+
+def _picture(png: bytes) -> np.ndarray:
+    return imread(io.BytesIO(png))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_kind_is_drawn(case: str) -> None:
+    picture = _picture(draw_quantity(CASES[case], _kept(CASES[case], 20)))
+    assert picture.shape[1] == 1034
+    assert 250 <= picture.shape[0] <= 1100
+    assert np.ptp(picture[..., :3]) > 0.9
+    assert (picture[..., 3] == 1).all(), "the paper is opaque, for a dark page too"
+    # Nothing is cut off: the border is paper.
+    for edge in (picture[0], picture[-1], picture[:, 0], picture[:, -1]):
+        assert (edge == 1).all()
+
+
+@pytest.mark.parametrize("numbers", [0.0, np.nan])
+@pytest.mark.parametrize("case", ["share on one target", "level", "thresholds"])
+def test_one_step_and_numbers_without_a_range(case: str, numbers: float) -> None:
+    rows = CASES[case]
+    assert draw_quantity(rows, _kept(rows, 1, numbers)).startswith(b"\x89PNG")
+
+
+def test_a_group_has_a_panel_each() -> None:
+    rows = Rows("x", "level", ("0", "1"))
+    group = {name: (rows, _kept(rows, 5)) for name in ("zero", "flip_share", "scale", "flips")}
+    assert _picture(draw_group("ternary", group)).shape[0] > _picture(draw_quantity(*group["zero"])).shape[0]
+
+
+def test_the_same_numbers_give_the_same_file() -> None:
+    rows = CASES["share"]
+    assert draw_quantity(rows, _kept(rows, 9)) == draw_quantity(rows, _kept(rows, 9))
+
+
+@pytest.mark.parametrize("last", [1, 120, 3e7])
+@pytest.mark.parametrize("width", [0.5, 1.5, 8.0])
+def test_ticks_are_round_and_have_room(last: float, width: float) -> None:
+    ticks = _step_ticks(last, width)
+    assert ticks[0] == 0 and ticks[-1] <= last
+    assert len(ticks) <= max(width / 0.75, 2) + 1

@@ -1,0 +1,57 @@
+"""``app gamma`` on a run, on its own JSON, and on what is neither."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.app.conftest import Reference
+from tests.support import runs
+from tests.support.application import Application
+
+pytestmark = pytest.mark.process
+
+
+def test_a_run_and_its_own_output(application: Application, reference: Reference, tmp_path: Path) -> None:
+    before = runs.files(reference.baseline)
+    ended = application.run("gamma", reference.baseline, "--output", tmp_path / "one", cwd=tmp_path)
+    assert ended.code == 0, ended
+    assert runs.files(reference.baseline) == before
+    for text in ("ln1", "q_proj", "T identifiable", "DeepNorm alpha", "undefined"):
+        assert text in ended.out
+    assert (tmp_path / "one/gamma.png").read_bytes().startswith(b"\x89PNG")
+    first = json.loads((tmp_path / "one/gamma.json").read_text())
+    assert set(first["scales"]) == {"ln1", "ln2", "q_proj", "k_proj", "v_proj", "o_proj", "fc", "proj"}
+    assert "NaN" not in (tmp_path / "one/gamma.json").read_text()
+    again = application.run("gamma", tmp_path / "one/gamma.json", cwd=tmp_path)
+    assert again.code == 0, again
+    assert json.loads((tmp_path / "gamma.json").read_text()) == first
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["nowhere.ckpt"], "there is no such file"),
+        (["empty"], "empty"),
+        (["a.json"], "no scales over depth"),
+        (["broken.json"], "broken.json"),
+        (["a.safetensors"], "is no safetensors file"),
+        (["a.txt"], "a.txt: is none of"),
+        (["a.json", "--out", "x"], "there is --output DIR"),
+        (["a.json", "--output"], "a value is missing"),
+        (["--output", "x"], "the checkpoint comes first"),
+    ],
+)
+def test_mistakes_are_one_message(
+    application: Application, tmp_path: Path, words: list[str], said: str
+) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "a.json").write_text("{}")
+    (tmp_path / "broken.json").write_text("{")
+    (tmp_path / "a.safetensors").write_bytes(b"x")
+    (tmp_path / "a.txt").write_text("x")
+    ended = application.run("gamma", *words, cwd=tmp_path)
+    assert ended.code == 2, ended
+    assert said in ended.err
+    assert "Traceback" not in ended.err
+    assert len(ended.err.splitlines()) == 1
