@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from app.commands.parsing import CommandParser
 from app.run.atomic import storage_error, write_json
 from app.run.configuration import read_config
 from app.run.directory import RunDirectory, resolve_run
@@ -187,17 +188,11 @@ def _report(comparison: "Comparison", notes: list[str], picture: Path | None) ->
     }
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:  # type: ignore[override]
-        raise ConfigurationError(f"app compare: {message}; see app compare --help")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="app compare",
+    parser = CommandParser(
+        "compare",
         description="Puts runs beside each other; runs that are equal up to the seed are one group, "
         "with mean and standard deviation.",
-        allow_abbrev=False,
     )
     parser.add_argument("runs", metavar="RUN", nargs="+", help="run directories, or folders of runs")
     parser.add_argument(

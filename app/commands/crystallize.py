@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from app.commands.parsing import CommandParser, add_network_options, check_device
 from app.run.errors import ConfigurationError, ExitCode, IntegrityError
 
 if TYPE_CHECKING:
@@ -223,7 +224,7 @@ class _Plan:
 def _subject(options: argparse.Namespace) -> "Subject":
     from app.commands import crystallize_input
 
-    _check_device(options.device)
+    check_device(options.device)
     name: str = options.model
     if not name.startswith(crystallize_input.HUGGING_FACE):
         return crystallize_input.of_run(
@@ -306,17 +307,11 @@ class _Progress:
             self._bar.advance(self._task, n_batches)
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:  # type: ignore[override]
-        raise ConfigurationError(f"app crystallize: {message}; see app crystallize --help")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="app crystallize",
+    parser = CommandParser(
+        "crystallize",
         description="Replaces the attention of chosen layers by the value of its top key plus a low-rank residual, and "
         "says what that costs. A killed measurement goes on after its last finished stage.",
-        allow_abbrev=False,
     )
     add = parser.add_argument
     add("run", metavar="RUN", nargs="?", help="a run directory, or one of its checkpoint files")
@@ -331,13 +326,10 @@ def _parser() -> argparse.ArgumentParser:
         help=f"tokens of a block (default {SEQ_LEN}, at most what the run was trained with)",
     )
     add("--seed", type=int, default=42, help="of the random bases and the bootstrap (default 42)")
-    add("--device", default="cpu", help="cpu (default), cuda, cuda:1, …")
     add("--batch_size", type=int, default=8, help="blocks read at a time (default 8)")
     add("--data", help="a configuration whose data is used, or a text file (default: the run's own data)")
     add("--out_dir", help="folder of the results (default: RUN/crystallize, or crystallize-NAME)")
-    add("--checkpoint", choices=("best", "last"), default="best", help="which one of the run's")
-    add("--trust_imports", action="append", default=[], metavar="PREFIX",
-        help="import a network of your own from here")  # fmt: skip
+    add_network_options(parser)
     return parser
 
 
@@ -356,15 +348,3 @@ def _check(options: argparse.Namespace) -> None:
             problems.append(f"--ranks {rank}: must be 1 or more")
     if problems:
         raise ConfigurationError(problems)
-
-
-def _check_device(name: str) -> None:
-    import torch
-
-    try:
-        torch.zeros(1, device=name).item()
-    except Exception as error:  # each kind of device fails in its own way, also by a package that is missing
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ConfigurationError(
-            f"--device {name}: cannot be used here ({reason}); leave it out for cpu"
-        ) from error

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from app import __version__
-from app.run.errors import ConfigurationError, ExitCode
+from app.commands.parsing import CommandParser
+from app.run.errors import ExitCode
 from app.run.machine import Check, Level, available_cores, machine_checks
 from app.run.manifest import PACKAGES, repository, versions
 
@@ -202,16 +203,10 @@ def _operator_error(device: str) -> float:
     return float((fast - reference).norm() / reference.norm())
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:  # type: ignore[override]
-        raise ConfigurationError(f"app doctor: {message}; see app doctor --help")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="app doctor",
+    parser = CommandParser(
+        "doctor",
         description="Says what this machine has and whether a run would work on it; ends with 2 where one would not.",
-        allow_abbrev=False,
     )
     parser.add_argument("--json", action="store_true", help="one JSON object, for a bug report")
     parser.add_argument("--runs", default="runs", help="folder of the runs (default runs)")

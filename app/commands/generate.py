@@ -4,6 +4,7 @@ import argparse
 import sys
 import time
 
+from app.commands.parsing import CommandParser, add_network_options, check_device
 from app.run.directory import resolve_run
 from app.run.errors import ConfigurationError, ExitCode
 from app.run.plan import weights_of
@@ -27,7 +28,7 @@ def run(name: str, words: list[str]) -> int:
     from app.models.generation import generate, generation_window
     from datamodules.stream import TextStream, for_terminal
 
-    _check_device(options.device)
+    check_device(options.device)
     network, tokenizer, block_size = load(
         checkpoint, device=options.device, trust_imports=options.trust_imports
     )
@@ -68,15 +69,8 @@ def run(name: str, words: list[str]) -> int:
     return int(ExitCode.DONE)
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:  # type: ignore[override]
-        raise ConfigurationError(f"app generate: {message}; see app generate --help")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="app generate", description="Continues a prompt with a run's network.", allow_abbrev=False
-    )
+    parser = CommandParser("generate", description="Continues a prompt with a run's network.")
     parser.add_argument("run", metavar="RUN", help="a run directory, or one of its checkpoint files")
     parser.add_argument("--prompt", default="", help="text to continue; by default a new line")
     parser.add_argument("--tokens", type=int, default=400, help="tokens to generate (default 400)")
@@ -88,30 +82,8 @@ def _parser() -> argparse.ArgumentParser:
         "--top_p", type=float, help="sample among the likeliest tokens of this total probability"
     )
     parser.add_argument("--seed", type=int, default=0, help="of the first text (default 0)")
-    parser.add_argument(
-        "--checkpoint", choices=("best", "last"), default="best", help="which one of the run's"
-    )
-    parser.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, …")
-    parser.add_argument(
-        "--trust_imports",
-        action="append",
-        default=[],
-        metavar="PREFIX",
-        help="import a network of your own from here",
-    )
+    add_network_options(parser)
     return parser
-
-
-def _check_device(name: str) -> None:
-    import torch
-
-    try:
-        torch.zeros(1, device=name)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigurationError(
-            f"--device {name}: cannot be used here ({reason}); leave it out for cpu"
-        ) from error
 
 
 def _check(options: argparse.Namespace) -> None:

@@ -2,10 +2,11 @@
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from app import __version__
 from app.commands.compare import find_runs, read_json, read_run, what_compares
+from app.commands.parsing import CommandParser
 from app.run.atomic import storage_error, write_text
 from app.run.directory import RunDirectory
 from app.run.errors import ConfigurationError, ExitCode
@@ -102,17 +103,11 @@ def _target(output: str | None, directories: list[RunDirectory]) -> Path:
     return path / "report.html" if path.is_dir() or not path.suffix else path
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> Any:
-        raise ConfigurationError(f"app report: {message}; see app report --help")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="app report",
+    parser = CommandParser(
+        "report",
         description="Writes one HTML page about runs, which needs no network: results, curves, figures, text samples, "
         "health, configuration and environment. Runs that are equal up to the seed are one group.",
-        allow_abbrev=False,
     )
     parser.add_argument("runs", metavar="RUN", nargs="+", help="run directories, or folders of runs")
     parser.add_argument(

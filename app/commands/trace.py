@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from app.commands.parsing import CommandParser, add_network_options, check_device
 from app.run.atomic import storage_error, write_bytes, write_text
 from app.run.directory import resolve_run
 from app.run.errors import ConfigurationError, ExitCode
@@ -27,6 +28,7 @@ def run(name: str, words: list[str]) -> int:
     directory, _ = resolve_run(options.run)
     checkpoint = weights_of(options.run, options.checkpoint)
     text, source = _text(options)
+    check_device(options.device)
 
     from app.analysis.trace import trace, trace_page
     from app.loading import load
@@ -95,18 +97,12 @@ def _target(output: str) -> Path:
     return path / "trace.html" if path.is_dir() or not path.suffix else path
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> Any:
-        raise ConfigurationError(f"app trace: {message}; see app trace --help")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="app trace",
+    parser = CommandParser(
+        "trace",
         description="Writes one HTML page with a text whose tokens are coloured by what the network did with them, "
         "layer by layer (route, pathway, bank, deviation, entropy, loss: whatever it reports), and an .npz file "
         "with the numbers beside it.",
-        allow_abbrev=False,
     )
     parser.add_argument("run", metavar="RUN", help="a run directory, or one of its checkpoint files")
     source = parser.add_mutually_exclusive_group(required=True)
@@ -116,15 +112,5 @@ def _parser() -> argparse.ArgumentParser:
         "--output", default="trace.html", help="file or folder of the page (default trace.html)"
     )
     parser.add_argument("--tokens", type=int, default=8192, help="tokens to read at most (default 8192)")
-    parser.add_argument(
-        "--checkpoint", choices=("best", "last"), default="best", help="which one of the run's"
-    )
-    parser.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, …")
-    parser.add_argument(
-        "--trust_imports",
-        action="append",
-        default=[],
-        metavar="PREFIX",
-        help="import a network of your own from here",
-    )
+    add_network_options(parser)
     return parser

@@ -19,7 +19,7 @@ def test_all_watchers_and_none_give_the_same_weights(
     application: Application, reference: Reference, tmp_path: Path
 ) -> None:
     configuration = yaml.safe_load(reference.config.read_text())
-    assert len(configuration["trainer"].pop("callbacks")) == 7
+    assert len(configuration["trainer"].pop("callbacks")) == 8
     config = tiny.write(tmp_path / "config.yaml", configuration)
     ours, theirs = (
         runs.last_checkpoint(run) for run in (application.fit(config, tmp_path / "run"), reference.clean)
