@@ -7,7 +7,8 @@ from torch import Tensor
 
 from app.models.crystal import CrystalGPT, ResidualBasis, weights_digest
 from app.run.errors import ConfigurationError
-from app.training.language_model import LanguageModelModule, network_problems
+from app.training.language_model import LanguageModelModule
+from app.training.network_problems import network_problems
 
 
 class CrystalGPTModule(LanguageModelModule):

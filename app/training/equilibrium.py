@@ -9,7 +9,8 @@ from app.models import LanguageModelOutput
 from app.models.equilibrium import EquilibriumLM
 from app.models.equilibrium.network import N_ROUTES
 from app.models.equilibrium.routing import PLASTIC
-from app.training.language_model import LanguageModelModule, network_problems
+from app.training.language_model import LanguageModelModule
+from app.training.network_problems import network_problems
 
 
 class EquilibriumModule(LanguageModelModule):

@@ -3,7 +3,8 @@
 from typing import Any
 
 from app.models.gpt import GPT
-from app.training.language_model import LanguageModelModule, network_problems
+from app.training.language_model import LanguageModelModule
+from app.training.network_problems import network_problems
 
 
 class GPTModule(LanguageModelModule):

@@ -7,7 +7,8 @@ from app.models.feedback import FeedbackInit
 from app.models.local_gpt import LocalGPT, LocalGPTConfig
 from app.models.local_gpt.config import AttentionMode, NormMode, SigmoidBias
 from app.models.local_linear import Method
-from app.training.language_model import LanguageModelModule, network_problems
+from app.training.language_model import LanguageModelModule
+from app.training.network_problems import network_problems
 
 
 class LocalGPTModule(LanguageModelModule):

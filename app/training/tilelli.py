@@ -4,7 +4,8 @@ import inspect
 from typing import Any, Literal
 
 from app.models.tilelli import TilelliLM
-from app.training.language_model import LanguageModelModule, network_problems
+from app.training.language_model import LanguageModelModule
+from app.training.network_problems import network_problems
 
 NETWORK_ARGUMENTS = frozenset(inspect.signature(TilelliLM).parameters)
 

@@ -1,4 +1,3 @@
-import multiprocessing
 import os
 import warnings
 from contextlib import nullcontext
@@ -18,6 +17,7 @@ from app.models.local_gpt import LocalGPT
 from app.records import LanguageModelOutput, StepRecord
 from callbacks import GradientAlignment
 from callbacks.gradient_alignment import layer_of, measure
+from tests.support.two_ranks import two_ranks
 
 
 def local_gpt(**options: Any) -> LocalGPT:
@@ -189,18 +189,7 @@ def _rank(rank: int, store: str, results: Connection) -> None:
 
 
 def test_every_rank_has_the_mean_over_ranks(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("fork")
-    pipes, processes = [], []
-    for rank in range(2):
-        ours, theirs = context.Pipe(duplex=False)
-        process = context.Process(target=_rank, args=(rank, str(tmp_path / "store"), theirs))
-        process.start()
-        pipes.append(ours)
-        processes.append(process)
-    found: list[Any] = [pipe.recv() if pipe.poll(60) else None for pipe in pipes]
-    for process in processes:
-        process.join(10)
-        process.kill()
+    found = two_ranks(_rank, tmp_path / "store")
     (last, details, first), (other_last, other_details, second) = found
     assert (last, details) == (other_last, other_details)
     assert first["blocks.1.mlp.fc.weight"] != second["blocks.1.mlp.fc.weight"]

@@ -1,6 +1,5 @@
 """Two ranks route as one process does on the same global batch."""
 
-import multiprocessing
 import os
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -14,6 +13,7 @@ import torch.distributed as dist
 
 from app.models.equilibrium import EquilibriumLM, PlasticAdapter
 from app.training.distributed import sum_over_ranks
+from tests.support.two_ranks import two_ranks
 
 V, T = 7, 12
 LAGGED: dict[str, Any] = dict(
@@ -31,18 +31,7 @@ def _rank(rank: int, store: str, results: Connection, work: Callable[[int], Any]
 
 def on_two_ranks(folder: Path, work: Callable[[int], Any]) -> list[Any]:
     """What a function of the rank returns on each of two; arrays, no tensors."""
-    context = multiprocessing.get_context("fork")
-    pipes, processes = [], []
-    for rank in range(2):
-        ours, theirs = context.Pipe(duplex=False)
-        process = context.Process(target=_rank, args=(rank, str(folder / "store"), theirs, work))
-        process.start()
-        pipes.append(ours)
-        processes.append(process)
-    found = [pipe.recv() if pipe.poll(60) else None for pipe in pipes]
-    for process in processes:
-        process.join(10)
-        process.kill()
+    found = two_ranks(lambda rank, store, results: _rank(rank, store, results, work), folder / "store")
     assert all(result is not None for result in found)
     return found
 

@@ -1,6 +1,5 @@
 """Local learning rules of linear layers, against the formulas written out."""
 
-import multiprocessing
 import os
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -19,6 +18,7 @@ from app.models.local_gpt import FrozenSubspace, LocalGPT, LocalLinear, VQResidu
 from app.models.local_linear import _direct_gradient, local_linears
 from tests import tolerances
 from tests.parity import relative_error
+from tests.support.two_ranks import two_ranks
 
 VOCAB, BLOCK = 11, 16
 RULES = ["fa", "dfa", "sign_sym"]
@@ -408,18 +408,7 @@ def _rank(rank: int, store: str, results: Connection) -> None:
 
 
 def test_two_processes(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("fork")
-    pipes, processes = [], []
-    for rank in range(2):
-        ours, theirs = context.Pipe(duplex=False)
-        process = context.Process(target=_rank, args=(rank, str(tmp_path / "store"), theirs))
-        process.start()
-        pipes.append(ours)
-        processes.append(process)
-    found: list[Any] = [pipe.recv() if pipe.poll(60) else None for pipe in pipes]
-    for process in processes:
-        process.join(10)
-        process.kill()
+    found = two_ranks(_rank, tmp_path / "store")
     for of_rank in found:
         for rule in ("fa", "dfa"):
             assert len(of_rank[rule]) == 20

@@ -1,6 +1,5 @@
 """Tilelli on two ranks, one of which has a bank without a token, against one process on the same global batch."""
 
-import multiprocessing
 import os
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -15,6 +14,7 @@ from app.training.distributed import mean_over_ranks, sum_over_ranks
 from tests import tolerances
 from tests.models.tilelli_cases import batch, small_network
 from tests.parity import relative_error
+from tests.support.two_ranks import two_ranks
 
 CASES: list[dict[str, Any]] = [
     {"balance": "original"},
@@ -83,18 +83,7 @@ def _rank(rank: int, store: str, results: Connection) -> None:
 
 
 def test_two_ranks_train_like_one_though_banks_starve_on_one_of_them(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("fork")
-    pipes, processes = [], []
-    for rank in range(2):
-        ours, theirs = context.Pipe(duplex=False)
-        process = context.Process(target=_rank, args=(rank, str(tmp_path / "store"), theirs))
-        process.start()
-        pipes.append(ours)
-        processes.append(process)
-    ranks = [pipe.recv() if pipe.poll(60) else None for pipe in pipes]
-    for process in processes:
-        process.join(10)
-        process.kill()
+    ranks = two_ranks(_rank, tmp_path / "store")
     expected = run(None)
     starved = torch.tensor(ranks[1][0][4])
     assert (starved == 0).any()

@@ -1,6 +1,5 @@
 """What holds several ranks together: means with gradients, and who watches whom."""
 
-import multiprocessing
 import os
 import time
 from multiprocessing.connection import Connection
@@ -21,6 +20,7 @@ from app.training.distributed import (
     mean_over_ranks,
 )
 from app.training.trainer_rules import is_distributed
+from tests.support.two_ranks import two_ranks
 
 VALUES = torch.tensor([[0.1, 0.7, -0.3], [0.4, -0.2, 0.9]])  # one row per rank
 
@@ -45,18 +45,7 @@ def _rank(rank: int, store: str, results: Connection) -> None:
 
 
 def test_a_mean_over_ranks_has_the_gradient_of_the_whole(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("fork")
-    pipes, processes = [], []
-    for rank in range(2):
-        ours, theirs = context.Pipe(duplex=False)
-        process = context.Process(target=_rank, args=(rank, str(tmp_path / "store"), theirs))
-        process.start()
-        pipes.append(ours)
-        processes.append(process)
-    found: list[Any] = [pipe.recv() if pipe.poll(30) else None for pipe in pipes]
-    for process in processes:
-        process.join(10)
-        process.kill()
+    found = two_ranks(_rank, tmp_path / "store")
     values = VALUES.clone().requires_grad_()
     weight = torch.tensor([1.0, 2.0, 3.0], requires_grad=True)
     loss = nonlinear(values.mean(0), weight)
