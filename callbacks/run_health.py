@@ -79,7 +79,6 @@ class RunHealth(MeasureWatcher):
         self._changed: dict[
             str, dict[str, Any]
         ] = {}  # findings that began or ended at the newest logged step
-        self._trits = TritWatch()
         self._own: dict[str, Measure] = {}
         self._step = 0
 
@@ -104,7 +103,7 @@ class RunHealth(MeasureWatcher):
         self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
         """Keeps the trits that a logged step starts from."""
-        self._trits.before_step(trainer, pl_module)
+        TritWatch.of(pl_module).before_step(trainer, pl_module)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -114,7 +113,7 @@ class RunHealth(MeasureWatcher):
         self._own = {}
         if record.is_logged and record.is_last_micro:
             self._step, self._changed = record.step, {}
-            self._own = _own_measures(pl_module, self._trits.after_step(pl_module))
+            self._own = _own_measures(pl_module, TritWatch.of(pl_module).after_step(pl_module, record.step))
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         if record.is_logged and record.is_last_micro and self._changed:
             self._write(trainer, self._changed, record.step)
@@ -180,7 +179,7 @@ def _own_measures(pl_module: Any, counts: TritCounts | None) -> dict[str, Measur
         }
         if gradients:
             # Clipping scales all of them alike, so that the largest one stays the largest.
-            norms = torch.stack([gradient.norm() for gradient in gradients.values()])
+            norms = torch.stack(torch._foreach_norm([*gradients.values()]))
             axes = (Axis("parameter", tuple(gradients)),)
             found[conditions.PARAMETER_NORMS] = Measure(norms, axes, "level", reduce="none")
     if counts is not None:

@@ -38,8 +38,8 @@ class TernaryHealth(Callback):
     Details: ``ternary/<quantity>``, a list over layers, and ``ternary/weights``, for each parameter its share of
     −1, 0 and +1, its mean scale and its flips.
 
-    The numbers are the same on every rank. A logged step costs two readings of the trits and one transfer; the
-    other steps cost nothing.
+    The numbers are the same on every rank. A logged step costs two readings of the trits, shared with
+    :class:`callbacks.RunHealth`, and one transfer; the other steps cost nothing.
 
     Attributes:
         last: scalars of the newest logged step, by key.
@@ -49,14 +49,13 @@ class TernaryHealth(Callback):
     def __init__(self) -> None:
         self.last: dict[str, float] = {}
         self.last_details: dict[str, Any] = {}
-        self._trits = TritWatch()
         self._has_warned = False
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
         """Keeps the trits that the step starts from, if it is a logged one."""
-        self._trits.before_step(trainer, pl_module)
+        TritWatch.of(pl_module).before_step(trainer, pl_module)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -65,7 +64,7 @@ class TernaryHealth(Callback):
         record = step_record(outputs)
         if not (record.is_logged and record.is_last_micro):
             return
-        counts = self._trits.after_step(pl_module)
+        counts = TritWatch.of(pl_module).after_step(pl_module, record.step)
         if counts is None:
             if not self._has_warned:
                 rank_zero_warn(

@@ -4,6 +4,7 @@ Each gives the same batches, in the same order, as the loader of :mod:`datamodul
 """
 
 from collections.abc import Iterator
+from itertools import chain, islice
 
 import numpy as np
 import torch
@@ -12,8 +13,8 @@ from torch import Tensor
 from datamodules.loaders import IGNORED, Batch, EndlessBatchSampler, EvaluationDataset, Placement, Stopwatch
 from datamodules.windows import TrainWindows, shard
 
-#: micro-batches whose windows are chosen on the host at once and sent over in one transfer
-_BATCHES_AHEAD = 256
+#: tokens of the micro-batches that are cut at once: so many cost a step next to nothing, in 24 MiB
+_TOKENS_AHEAD = 1 << 20
 
 
 def on_device(tokens: np.ndarray, device: torch.device) -> Tensor:
@@ -46,22 +47,28 @@ class ResidentTrainLoader:
         self.windows = windows
         self.sampler = EndlessBatchSampler(batch_size, placement)
         self.stopwatch = stopwatch or Stopwatch()
-        self._span = torch.arange(windows.block_size + 1, device=tokens.device)
+        self._offset = torch.arange(windows.block_size, device=tokens.device)
 
     def __iter__(self) -> Iterator[Batch]:
         return self.stopwatch.timed(self._batches())
 
     def _batches(self) -> Iterator[Batch]:
-        batches = iter(self.sampler)
+        sampler = iter(self.sampler)
+        first = next(sampler)
+        n_ahead = max(1, _TOKENS_AHEAD // (len(first) * self.windows.block_size))
+        batches = chain([first], sampler)
         while True:
-            index = np.array([next(batches) for _ in range(_BATCHES_AHEAD)])
+            # Cutting is a handful of launches, which on a host that is behind its GPU is time that every step
+            # would lose; many batches at once share them.
+            index = np.array(list(islice(batches, n_ahead)))
             starts = torch.from_numpy(self.windows.starts(index.reshape(-1)).reshape(index.shape))
             if self.tokens.is_cuda:
                 # Page-locked, so that neither side waits for the other.
                 starts = starts.pin_memory().to(self.tokens.device, non_blocking=True)
-            for starts_b in starts.unbind():
-                window_bt = self.tokens[starts_b[:, None] + self._span].long()
-                yield window_bt[:, :-1].contiguous(), window_bt[:, 1:].contiguous()
+            place_nbt = starts[:, :, None] + self._offset
+            x_nbt = self.tokens[place_nbt].long()
+            y_nbt = self.tokens[place_nbt.add_(1)].long()
+            yield from zip(x_nbt.unbind(), y_nbt.unbind(), strict=True)
 
 
 class ResidentEvaluationLoader:

@@ -62,7 +62,10 @@ class TensorBoardRunLogger(TensorBoardLogger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Writes one scalar event per key.
+        """Writes one event that holds all the numbers.
+
+        TensorBoard's own ``add_scalar`` makes an event of each, and its queue of ten then keeps the training loop
+        waiting for the thread that writes them.
 
         Args:
             metrics: key to number.
@@ -74,7 +77,9 @@ class TensorBoardRunLogger(TensorBoardLogger):
         if not numbers.keys() <= self._keys.keys():
             self._keys |= dict.fromkeys(numbers)
             self._newest_key_step = step
-        super().log_metrics(numbers, step)
+        values = [Summary.Value(tag=key, simple_value=float(number)) for key, number in numbers.items()]
+        if values:
+            self.experiment.file_writer.add_summary(Summary(value=values), step)
 
     def _write_layout(self) -> None:
         self._newest_key_step = None

@@ -40,6 +40,12 @@ class Network(nn.Module):
         }
 
 
+class Module(SimpleNamespace):
+    """What a callback asks of the training module; watchers share what they read under its identity."""
+
+    __hash__ = object.__hash__
+
+
 class Driver:
     """Feeds logged steps to a callback: what each step reports is given, nothing is trained."""
 
@@ -51,7 +57,7 @@ class Driver:
             global_step=start,
             is_global_zero=True,
         )
-        self.module: Any = SimpleNamespace(
+        self.module: Any = Module(
             device=torch.device("cpu"), network=Network(), gradient_norm=None, is_logged=lambda step: True
         )
         callback.on_train_start(self.trainer, self.module)

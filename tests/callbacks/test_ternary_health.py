@@ -7,7 +7,7 @@ from torch import Tensor
 from unseen_architecture import UnseenModule, UnseenNetwork, train
 
 from app.records import TernaryWeight
-from callbacks import TernaryHealth
+from callbacks import RunHealth, TernaryHealth
 
 
 class TernaryNetwork(UnseenNetwork):
@@ -105,6 +105,17 @@ def test_one_transfer_per_logged_step(monkeypatch: pytest.MonkeyPatch) -> None:
     train(Moving({}), [TernaryHealth()], steps=2, micro_batches=2)
     assert [numel for numel in reads if numel == 5 * 5] == [25, 25]
     assert reads[:2] == [25, 25], "what follows is the end of training"
+
+
+def test_watchers_share_one_reading_before_the_step_and_one_after() -> None:
+    module = Moving({2: [("blocks.0.a", 0)]}, log_every=2)
+    first, health, second = TernaryHealth(), RunHealth(), TernaryHealth()
+    train(module, [first, health, second], steps=3)
+    assert module.network.n_read == 2, "of three steps the second is a logged one"
+    train(module, [third := TernaryHealth()], steps=2)
+    assert first.last == second.last
+    assert third.last["ternary/flips"] == 0.5
+    assert module.network.n_read == 4, "a second training with the same steps reads its own weights"
 
 
 def test_a_network_without_ternary_weights_warns_once() -> None:

@@ -33,11 +33,11 @@ def test_tokens_take_the_smallest_type_that_can_be_indexed(high: int, dtype: tor
 
 
 @pytest.mark.parametrize(("world_size", "accumulation"), [(1, 1), (2, 1), (3, 2)])
-@pytest.mark.parametrize("ahead", [1, 3, 256])
+@pytest.mark.parametrize("ahead", [1, 3 * 8 * 12, 1 << 20])
 def test_training_batches(
     world_size: int, accumulation: int, ahead: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(resident, "_BATCHES_AHEAD", ahead)
+    monkeypatch.setattr(resident, "_TOKENS_AHEAD", ahead)
     windows = TrainWindows(len(TOKENS), 8, seed=3)
     for rank in range(world_size):
         place = Placement(world_size, rank, accumulation, step=5)
