@@ -62,7 +62,7 @@ class Measure:
     """One quantity that a network reports, with all a watcher needs to log, reduce and draw it.
 
     Attributes:
-        values: detached tensor with one dimension per axis.
+        values: detached tensor with one dimension per axis, but see ``derive``.
         axes: what each dimension is; depth, where there is one, is the first and is called ``"layer"``.
         kind: ``share`` (fractions of tokens or probability, in [0, 1]), ``count`` (numbers of tokens),
             ``threshold`` (cut points), ``level`` (a quantity with a unit), ``gain`` (multiplicative weights).
@@ -70,6 +70,13 @@ class Measure:
         reduce: how two micro-batches or two ranks combine: ``mean`` (equal batch shares), ``sum``, or
             ``none`` for what is the same everywhere (read off the weights).
         unit: unit of a level, such as ``"nats"``; empty for plain numbers.
+        in_force: bool, broadcastable to ``values``: False where they are reported but decide nothing yet, such as the
+            shares of routes before routing begins, and so cannot be at fault; None where all count. Stays on the
+            device.
+        derive: makes the quantity out of combined ``values``, where it is no mean or sum of what micro-batches and
+            ranks have, such as a rank of summed moments; ``axes`` are then those of what it returns, on the host.
+            None where ``values`` are the quantity.
+        meaning: what a number says, in words for a figure, without the unit; empty where the name has to do.
     """
 
     values: Tensor
@@ -78,9 +85,12 @@ class Measure:
     target: Tensor | None = None
     reduce: Reduce = "mean"
     unit: str = ""
+    in_force: Tensor | None = None
+    derive: Callable[[Tensor], Tensor] | None = None
+    meaning: str = ""
 
     def __post_init__(self) -> None:
-        if self.values.dim() != len(self.axes):
+        if self.derive is None and self.values.dim() != len(self.axes):
             names = ", ".join(axis.name for axis in self.axes)
             raise ValueError(
                 f"a measure with axes ({names}) cannot hold values of shape {tuple(self.values.shape)}"
@@ -99,11 +109,13 @@ class TokenMeasure:
         values: detached, ``(layers, B, T)`` or, of the network as a whole, ``(B, T)``; integers index ``labels``.
         labels: names of the categories; empty for a quantity.
         unit: unit of a quantity, such as ``"nats"``; empty for plain numbers and categories.
+        meaning: what a value says, in words for a page; empty where the name has to do.
     """
 
     values: Tensor
     labels: tuple[str, ...] = ()
     unit: str = ""
+    meaning: str = ""
 
     def __post_init__(self) -> None:
         if self.values.dim() not in (2, 3):

@@ -8,7 +8,7 @@ import itertools
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
 
@@ -281,9 +281,13 @@ class GradientSpike(Condition):
 
 
 def network_measures(record: StepRecord, conditions: Iterable[Condition]) -> dict[str, Measure]:
-    """Those of the network's measures that some condition looks at."""
+    """Those of the network's measures that some condition looks at.
+
+    What is not in force reads as NaN, of which no condition holds; over the micro-batches and ranks of a step, one
+    in which it is not in force is enough.
+    """
     chosen = {name for condition in conditions for name in condition.select(record.measures)}
-    return {name: measure for name, measure in record.measures.items() if name in chosen}
+    return {name: _in_force(measure) for name, measure in record.measures.items() if name in chosen}
 
 
 def place_of(measure: Measure, entry: int) -> tuple[int | None, str]:
@@ -295,6 +299,13 @@ def place_of(measure: Measure, entry: int) -> tuple[int | None, str]:
         for axis, at in zip(measure.axes, position, strict=True)
     ]
     return layer, ", ".join(parts) or "the network"
+
+
+def _in_force(measure: Measure) -> Measure:
+    """The measure with NaN for what decides nothing yet."""
+    if measure.in_force is None:
+        return measure
+    return replace(measure, values=measure.values.float().masked_fill(~measure.in_force, math.nan))
 
 
 def _n_entries(measure: Measure) -> int:

@@ -38,6 +38,8 @@ class CrystalSpectrum(MeasureWatcher):
         for name, measure in measures.items():
             key = f"crystal/{name}"
             values_LH = measure.values.flatten(1).numpy()
-            scalars |= over_layers(key, values_LH.mean(axis=1))
+            names = measure.axes[0].labels
+            layers = [int(name) for name in names] if all(map(str.isdecimal, names)) else None
+            scalars |= over_layers(key, values_LH.mean(axis=1), layers)
             details[key] = measure.values.tolist()
         return scalars, details

@@ -10,7 +10,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
-from app.analysis.depth_time import MAX_ENTRIES, DepthTime, Rows, of_measure
+from app.analysis.depth_time import MAX_ENTRIES, About, DepthTime, Rows, of_measure
 from app.records import Measure, StepRecord
 from callbacks.watcher import MeasureWatcher
 
@@ -26,9 +26,10 @@ class DepthTimeFigures(MeasureWatcher):
 
     Two sources, both of logged steps: the network's measures with a layer axis, drawn by kind (thresholds as lines
     with a band over layers, everything else as heat-maps: one panel per entry, one row per layer and entry of a last
-    axis, colours that part at the target where there is one), and the details of other callbacks (trits, alignment,
-    spectra) that are lists over layers or numbers by name, one figure per group. What a measure already shows is not
-    drawn again from the details.
+    axis, colours that part at the target where there is one, and at zero where there are both signs), and the details
+    of other callbacks (trits, alignment, spectra) that are lists over layers or numbers by name, one figure per group.
+    What a measure already shows is not drawn again from the details, and what is zero everywhere so far is not drawn
+    yet. Where the first 15 % of the run dwarf all that follows, they may leave the scale; its ends then say ≤ or ≥.
 
     Logged figures, on rank zero, through every logger that has ``log_figure``:
 
@@ -58,7 +59,7 @@ class DepthTimeFigures(MeasureWatcher):
         self.every_n_validations = every_n_validations
         self.kept: dict[str, Panels] = {}
         self._names: frozenset[str] = frozenset()  # of all measures that the network reports
-        self._pending: list[tuple[int, str, Any]] = []  # details until those names are known
+        self._pending: list[tuple[int, str, Any, About | None]] = []  # details until those names are known
         self._n_validations = 0
         self._step = 0
 
@@ -105,9 +106,9 @@ class DepthTimeFigures(MeasureWatcher):
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         self._take_in_details()
 
-    def on_details(self, details: Mapping[str, Any], step: int) -> None:
+    def on_details(self, details: Mapping[str, Any], step: int, about: Mapping[str, About]) -> None:
         """Hears of the details that any callback writes, see :func:`callbacks.watcher.log_details`."""
-        self._pending += [(step, key, values) for key, values in details.items()]
+        self._pending += [(step, key, values, about.get(key)) for key, values in details.items()]
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draws, during training only."""
@@ -131,6 +132,8 @@ class DepthTimeFigures(MeasureWatcher):
         from app.analysis.figures import draw_group, draw_quantity
 
         for tag, panels in self.kept.items():
+            if _is_nothing(panels):
+                continue
             subject = tag.removeprefix("depth/").removesuffix("/layers")
             for number, together in enumerate(_alike(panels)):
                 if len(together) > 1:
@@ -146,23 +149,23 @@ class DepthTimeFigures(MeasureWatcher):
 
     def _take_in_details(self) -> None:
         pending, self._pending = self._pending, []
-        for step, key, values in pending:
+        for step, key, values, about in pending:
             group, _, name = key.partition("/")
-            found = None if name in self._names else _of_details(key, values)
+            found = None if name in self._names else _of_details(key, values, about)
             if found is not None:
                 is_list = len(found[0].entries) == 1 and all(map(str.isdecimal, found[0].layers))
                 self._keep(f"{group}/layers" if is_list else key, name, step, *found)
 
     def _keep(self, tag: str, title: str, step: int, rows: Rows, values: np.ndarray) -> None:
         panels = self.kept.setdefault(tag, {})
-        if (
-            title not in panels or panels[title][0] != rows
-        ):  # a resumed run may report something else by this name
-            panels[title] = (rows, DepthTime(values.size))
+        kept = panels.get(title)
+        # A resumed run may report something else by this name, or the same in other words.
+        is_same = kept is not None and (kept[0].layers, kept[0].entries) == (rows.layers, rows.entries)
+        panels[title] = rows, kept[1] if kept is not None and is_same else DepthTime(values.size)
         panels[title][1].add(step, values)
 
 
-def _of_details(key: str, values: Any) -> tuple[Rows, np.ndarray] | None:
+def _of_details(key: str, values: Any, about: About | None) -> tuple[Rows, np.ndarray] | None:
     """A list over layers, of numbers or of equally long lists, or numbers by name; None for anything else.
 
     Names ``l<ii>`` are layers.
@@ -180,7 +183,13 @@ def _of_details(key: str, values: Any) -> tuple[Rows, np.ndarray] | None:
         names = tuple(str(int(name[1:])) for name in names)
     entries = tuple(map(str, range(matrix.shape[1]))) if matrix.ndim == 2 else ("",)
     layers = names or tuple(map(str, range(len(matrix))))
-    return Rows(key.replace("/", ": "), "level", layers, entries), matrix
+    known = {} if about is None else asdict(about)
+    return Rows(key.replace("/", ": "), "level", layers, entries, **known), matrix
+
+
+def _is_nothing(panels: Panels) -> bool:
+    """Whether nothing of it has happened yet: every number is zero."""
+    return not any(numbers.values.any() for _, numbers in panels.values())
 
 
 def _alike(panels: Panels) -> list[Panels]:

@@ -13,6 +13,12 @@ from app.analysis.gamma_families import device_scales
 from app.analysis.gamma_fits import best_form, fit_all
 from callbacks.watcher import log_details, log_scalars, over_layers, step_record
 
+#: of all panels of the figure
+MEANING = (
+    "root mean square of the gains of a norm, or of the entries of a matrix, in every layer; "
+    "every panel has colours of its own"
+)
+
 
 class GammaTrajectory(Callback):
     """Follows the scale of every kind of norm and matrix in every block, read off the weights.
@@ -126,14 +132,14 @@ class GammaTrajectory(Callback):
         for family, (rows, numbers) in self.kept.items():
             groups.setdefault(rows.layers, {})[family] = rows, numbers
         for number, together in enumerate(groups.values()):
-            png = draw_group("gamma", together)
+            png = draw_group("gamma", together, MEANING)
             for write in writers:
                 write(f"gamma/families/{number}" if number else "gamma/families", png, trainer.global_step)
 
     def _report(self, family: str, by_layer: dict[int, float]) -> None:
         key = f"gamma/{family}"
         layers, values = list(by_layer), np.array(list(by_layer.values()))
-        self.last |= over_layers(key, values)
+        self.last |= over_layers(key, values, layers)
         typical = float(np.median(values))
         with np.errstate(divide="ignore", invalid="ignore"):
             departure = np.nan_to_num(np.abs(np.log(values / typical)), nan=0.0)

@@ -1,7 +1,7 @@
 """How far the learning signal of each layer is from the true gradient."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -11,20 +11,35 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 
+from app.analysis.depth_time import About
 from callbacks.watcher import log_details, log_scalars, over_layers, step_record
 
 # Angles below this many degrees are rounding.
 SAME_DIRECTION = 1e-2
 
+#: what the details mean; at 90 degrees a signal is worth as much as a random one
+ABOUT = {
+    "alignment/angle": About("angle to the true gradient", "degrees", 90.0),
+    "alignment/gradient_norm": About("length of the learning signal"),
+    "alignment/bp_gradient_norm": About("length of the true gradient"),
+    "alignment/activation_norm": About("root mean square of the output"),
+    "alignment/angle_by_parameter": About(
+        "angle between a parameter's learning signal and its true gradient; blue goes downhill, red uphill",
+        "degrees",
+        90.0,
+    ),
+}
+
 
 class GradientAlignment(Callback):
     """Compares, every few steps, each layer's learning signal with the back-propagated gradient.
 
-    On a few windows of the step's own batch and the weights after the step, without dropout, the loss is
-    differentiated twice: by the rule of each layer, and with ``network.with_rule("bp")``. Weights, gradients,
-    buffers and random states are left as they were. A layer is a block (the parameters under the first number in
-    their names) or one of the parts around the blocks (``tok_emb``, ``head``, …); its gradients count as one vector.
-    Logged keys; values are means over ranks:
+    On the first windows of the step's own batch and the weights after the step, without dropout, the loss is
+    differentiated twice: by the rule of each layer, and with ``network.with_rule("bp")``. The batch is the global one:
+    every rank reads the same windows, whichever rank they belong to. Weights, gradients, buffers and random states are
+    left as they were. A layer is a block (the parameters under the first number in their names) or one of the parts
+    around the blocks (``tok_emb``, ``head``, …); its gradients count as one vector.
+    Logged keys:
 
     - ``alignment/angle``: degrees between the two gradients of a block, mean over blocks, in [0, 180]; below 90
       the rule goes downhill, 90 is also what a vanished gradient counts as
@@ -58,6 +73,7 @@ class GradientAlignment(Callback):
         self.n_windows = n_windows
         self.last: dict[str, float] = {}
         self.last_details: dict[str, Any] = {}
+        self._batches: list[tuple[Tensor, Tensor]] = []  # of the step that is being measured
         self._has_warned = False
 
     def on_train_batch_end(
@@ -65,14 +81,20 @@ class GradientAlignment(Callback):
     ) -> None:
         """Measures at the end of every n-th optimizer step."""
         record = step_record(outputs)
-        if not record.is_last_micro or (record.step != 1 and record.step % self.every_n_steps):
+        if record.step != 1 and record.step % self.every_n_steps:
             return
-        idx, targets = (part[: self.n_windows] for part in batch)
+        if record.micro_step == 0:
+            self._batches = []
+        self._batches.append(batch)
+        if not record.is_last_micro:
+            return
+        idx, targets = _first_windows(self._batches, self.n_windows)
+        self._batches = []
         with trainer.precision_plugin.forward_context():
             found = measure(pl_module.network, idx, targets)
         self.last, self.last_details = self._report(*found)
         log_scalars(trainer, self.last, record.step)
-        log_details(trainer, self.last_details, record.step)
+        log_details(trainer, self.last_details, record.step, ABOUT)
 
     def _report(
         self, names: list[str], products: Tensor, rms: Tensor
@@ -82,9 +104,6 @@ class GradientAlignment(Callback):
         member = torch.tensor([[group == one for group in groups] for one in order], device=products.device)
         by_group = member.to(products.dtype) @ products  # (groups, 3)
         values = torch.cat([_angles(products), _angles(by_group), by_group[:, 1:].sqrt().flatten(), rms])
-        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-            dist.all_reduce(values)
-            values = values / dist.get_world_size()
         sizes = [len(names), len(order), 2 * len(order), len(rms)]
         by_parameter, angles, norms, activations = (part.numpy() for part in values.cpu().split(sizes))
         if angles.max() < SAME_DIRECTION and not self._has_warned:
@@ -111,6 +130,25 @@ class GradientAlignment(Callback):
                 scalars |= over_layers(f"alignment/{key}", column)
                 details[f"alignment/{key}"] = column.tolist()
         return scalars, details
+
+
+def _first_windows(batches: Sequence[tuple[Tensor, Tensor]], n: int) -> Tensor:
+    """The first windows of the global batch, in the order in which one process would read them.
+
+    Args:
+        batches: this rank's micro-batches of one step, idx and targets ``(B, T)`` int64 each; a rank has a contiguous
+            part of the global batch, all parts are equally large.
+        n: number of windows.
+
+    Returns:
+        ``(2, n or fewer, T)`` int64, idx and targets; the same on every rank.
+    """
+    windows = torch.stack([torch.cat(parts)[:n] for parts in zip(*batches, strict=True)])
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        every = [torch.empty_like(windows) for _ in range(dist.get_world_size())]
+        dist.all_gather(every, windows)
+        windows = torch.cat(every, dim=1)[:, :n]
+    return windows
 
 
 def layer_of(name: str) -> int | str:

@@ -26,12 +26,12 @@ class RunHealth(MeasureWatcher):
     - ``gradient_spike``: gradient norm above ``spike_factor`` times the median of the 32 logged steps before, until
       below half of that
 
-    Measures are chosen by kind and axes, whatever the architecture; what a network does not report is not judged. On
-    rank zero a finding is one line on the terminal, with layer, step and what to try first (findings of one condition
-    that begin or end together share a line), and one line each in ``health.jsonl``, through every logger that has
-    ``log_health``: ``step``, ``key``, ``state`` (``begins`` or ``ends``), ``condition``, ``layer``, ``place``,
-    ``what``, ``value``, ``remedy``. What is open is kept in checkpoints: a resumed run neither repeats nor forgets it.
-    Logged keys:
+    Measures are chosen by kind and axes, whatever the architecture; what a network does not report, or reports as not
+    in force yet (:attr:`~app.records.Measure.in_force`), is not judged. On rank zero a finding is one line on the
+    terminal, with layer, step and what to try first (findings of one condition that begin or end together share a
+    line), and one line each in ``health.jsonl``, through every logger that has ``log_health``: ``step``, ``key``,
+    ``state`` (``begins`` or ``ends``), ``condition``, ``layer``, ``place``, ``what``, ``value``, ``remedy``. What is
+    open is kept in checkpoints: a resumed run neither repeats nor forgets it. Logged keys:
 
     - ``health/open``: findings that hold, >= 0
 
@@ -98,6 +98,7 @@ class RunHealth(MeasureWatcher):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Lets ``health.jsonl`` drop what lies after the step that this launch begins with."""
         self._write(trainer, {}, trainer.global_step)
+        TritWatch.begin(pl_module)
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer

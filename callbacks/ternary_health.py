@@ -7,6 +7,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
+from app.analysis.depth_time import About
 from callbacks.trits import TritWatch
 from callbacks.watcher import log_details, log_scalars, over_layers, step_record
 
@@ -18,6 +19,15 @@ WORST_IS_LARGEST = {
     "scale": False,
     "flips": False,
     "flip_share": False,
+}
+#: what the details mean
+ABOUT = {
+    "ternary/negative": About("share of weights at −1"),
+    "ternary/zero": About("share of weights at 0"),
+    "ternary/positive": About("share of weights at +1"),
+    "ternary/scale": About("mean scale of the weights"),
+    "ternary/flips": About("weights that one step flips"),
+    "ternary/flip_share": About("share that one step flips"),
 }
 
 
@@ -51,6 +61,10 @@ class TernaryHealth(Callback):
         self.last_details: dict[str, Any] = {}
         self._has_warned = False
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forgets what a fit that broke off has left."""
+        TritWatch.begin(pl_module)
+
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
@@ -76,7 +90,7 @@ class TernaryHealth(Callback):
         numbers = [-1 if layer is None else layer for layer in counts.layers]
         self.last, self.last_details = _report(counts.names, np.array(numbers), values)
         log_scalars(trainer, self.last, record.step)
-        log_details(trainer, self.last_details, record.step)
+        log_details(trainer, self.last_details, record.step, ABOUT)
 
 
 def _report(

@@ -45,6 +45,11 @@ class TritWatch:
         """The one of this module."""
         return cls._shared.setdefault(pl_module, cls())
 
+    @classmethod
+    def begin(cls, pl_module: LightningModule) -> None:
+        """To be called when training begins: forgets the step in which another fit of this module broke off."""
+        cls._shared.pop(pl_module, None)
+
     def before_step(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """To be called right before the optimizer's step; keeps the trits if that step is a logged one."""
         module: Any = pl_module

@@ -1,7 +1,7 @@
 """What every callback that watches a network's measures has in common."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
+from app.analysis.depth_time import About
 from app.records import Measure, StepRecord
 
 # A scalar per layer, or per entry of a layer, up to these; beyond, summaries, and the matrix in the details.
@@ -106,8 +107,17 @@ class MeasureWatcher(Callback, ABC):
         gathered = {}
         for name, measure in self._measures.items():
             values = host[name] / (n_micro * world_size) if measure.reduce == "mean" else host[name]
+            if measure.derive is not None:
+                values = measure.derive(values).double()
+            target = host.get(f"{name} target")
             gathered[name] = Measure(
-                values, measure.axes, measure.kind, host.get(f"{name} target"), measure.reduce, measure.unit
+                values,
+                measure.axes,
+                measure.kind,
+                target,
+                measure.reduce,
+                measure.unit,
+                meaning=measure.meaning,
             )
         return gathered
 
@@ -138,8 +148,17 @@ def log_scalars(trainer: Trainer, scalars: Mapping[str, float], step: int) -> No
         logger.log_metrics(dict(scalars), step=step)
 
 
-def log_details(trainer: Trainer, details: Mapping[str, Any], step: int) -> None:
-    """Writes nested lists through every logger that has ``log_details``, for callbacks with ``on_details`` to hear."""
+def log_details(
+    trainer: Trainer, details: Mapping[str, Any], step: int, about: Mapping[str, About] | None = None
+) -> None:
+    """Writes nested lists through every logger that has ``log_details``, for callbacks with ``on_details`` to hear.
+
+    Args:
+        trainer: whose loggers and callbacks.
+        details: key to nested lists of numbers.
+        step: completed optimizer steps.
+        about: what some of the keys mean, for a figure.
+    """
     for logger in trainer.loggers:
         write = getattr(logger, "log_details", None)
         if write is not None:
@@ -147,15 +166,16 @@ def log_details(trainer: Trainer, details: Mapping[str, Any], step: int) -> None
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         hear = getattr(callback, "on_details", None)
         if hear is not None:
-            hear(details, step)
+            hear(details, step, about or {})
 
 
-def over_layers(key: str, values: np.ndarray) -> dict[str, float]:
+def over_layers(key: str, values: np.ndarray, layers: Sequence[int] | None = None) -> dict[str, float]:
     """Scalars of one quantity over depth: its mean, ``/min``, ``/max`` and, up to eight layers, ``/l<ii>``.
 
     Args:
         key: key of the mean.
         values: ``(n_layers,)``.
+        layers: their numbers in the network; None where they are all of it.
     """
     scalars = {
         key: float(values.mean()),
@@ -163,7 +183,10 @@ def over_layers(key: str, values: np.ndarray) -> dict[str, float]:
         f"{key}/max": float(values.max()),
     }
     if len(values) <= MAX_LAYERS_AS_SCALARS:
-        scalars |= {f"{key}/l{layer:02d}": float(number) for layer, number in enumerate(values)}
+        scalars |= {
+            f"{key}/l{layer:02d}": float(number)
+            for layer, number in zip(layers or range(len(values)), values, strict=True)
+        }
     return scalars
 
 

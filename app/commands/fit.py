@@ -2,10 +2,12 @@
 
 import os
 import time
-from typing import TYPE_CHECKING
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, NoReturn
 
 from app.commands import dry_run
 from app.run import arguments, plan
+from app.run.absent import absent
 from app.run.errors import AppError, ExitCode
 from app.run.signals import StopRequests
 from app.run.status import write_status
@@ -29,9 +31,7 @@ def run(name: str, words: list[str]) -> int:
         return dry_run.run([word for word in words if word != dry_run.FLAG])
     launch = arguments.read(words)
     if launch.wants_help:
-        from app.training.command_line import RunCLI
-
-        RunCLI(launch, [])
+        _print_help(launch)
     requests = StopRequests()
     try:
         launched = _plan(launch)
@@ -44,6 +44,15 @@ def run(name: str, words: list[str]) -> int:
             launched.close()
     finally:
         requests.restore()
+
+
+def _print_help(launch: arguments.Launch) -> NoReturn:
+    """Prints the options, or those of one class, and ends the process."""
+    is_about_a_class = any(arguments.asks_for_class_help(word) for word in launch.overrides)
+    with nullcontext() if is_about_a_class else absent("matplotlib", "scipy", "transformers"):
+        from app.training.command_line import RunCLI
+    RunCLI(launch, [])
+    raise AssertionError("the parser ends the process once it has printed its help")
 
 
 def _plan(launch: arguments.Launch) -> plan.Plan:

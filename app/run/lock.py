@@ -121,7 +121,7 @@ def is_held(directory: str | os.PathLike[str]) -> bool:
 
 
 @contextlib.contextmanager
-def _guard(directory: Path, patience_seconds: float = 5.0) -> Iterator[None]:
+def _guard(directory: Path, flag: str, patience_seconds: float = 5.0) -> Iterator[None]:
     """Lets contenders judge and replace a lock one after the other.
 
     Without it, one that has just judged a lock stale could move away the fresh lock of another that judged
@@ -143,7 +143,7 @@ def _guard(directory: Path, patience_seconds: float = 5.0) -> Iterator[None]:
                     break
                 if time.monotonic() > deadline:
                     raise ConfigurationError(
-                        f"{directory} is being taken by another process; wait, or use another --run_dir"
+                        f"{directory} is being taken by another process; wait, or use another {flag}"
                     ) from None
                 time.sleep(0.01)
         yield
@@ -231,7 +231,7 @@ class RunLock:
         if owner is None or owner.pid != os.getpid():
             return
         self._stop.set()
-        with contextlib.suppress(OSError, ConfigurationError), _guard(self.directory):
+        with contextlib.suppress(OSError, ConfigurationError), _guard(self.directory, self.flag):
             found = holder(self.directory)
             if found is not None and found[0].token == owner.token:
                 self._set_aside()
@@ -268,7 +268,7 @@ class RunLock:
             staging.mkdir()
             try:
                 (staging / _OWNER).write_text(json.dumps(asdict(owner)) + "\n")
-                with _guard(self.directory):
+                with _guard(self.directory, self.flag):
                     found = holder(self.directory)
                     if found is not None:
                         # Both times come from the file system's clock, so that hosts need not agree.

@@ -118,6 +118,21 @@ def collect(
     }
 
 
+def first_weights(run: RunDirectory) -> Path | None:
+    """The checkpoint whose weights the first launch of a run took; None where it took none."""
+    launches = _launches(run)
+    named = launches[0].get("init_from") if launches else None
+    return Path(named) if named else None
+
+
+def _launches(run: RunDirectory) -> list[dict[str, Any]]:
+    """What the manifest holds, first to last; nothing where it is missing or no manifest."""
+    try:
+        return [dict(launch) for launch in json.loads(run.manifest.read_text())["launches"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+
+
 def record_launch(run: RunDirectory, launch: Mapping[str, Any]) -> None:
     """Appends a launch to the run's manifest; a resumed run has one entry per launch.
 
@@ -127,10 +142,7 @@ def record_launch(run: RunDirectory, launch: Mapping[str, Any]) -> None:
     Raises:
         StorageError: when the files cannot be written.
     """
-    try:
-        launches = list(json.loads(run.manifest.read_text())["launches"])
-    except (OSError, ValueError, KeyError, TypeError):
-        launches = []
+    launches = _launches(run)
     diff = launch.get("source_diff")
     digest = hashlib.sha256(diff.encode()).hexdigest() if diff else None
     if diff and all(earlier.get("source_diff_sha256") != digest for earlier in launches):

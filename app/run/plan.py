@@ -13,6 +13,7 @@ from app.run.configuration import ConfigFile, find_config, read_config, shipped_
 from app.run.directory import RunDirectory, experiment_folder, resolve_run
 from app.run.errors import ConfigurationError, IntegrityError
 from app.run.lock import RunLock
+from app.run.manifest import first_weights
 from app.run.status import finished, true_state
 
 #: how rank zero tells the ranks that it starts which run this is
@@ -29,7 +30,7 @@ class Plan:
         files: configuration files, in the order in which they count.
         directory: the run's; None until :meth:`open` where no ``--run_dir`` was given.
         checkpoint: what the run goes on from; None for a start from step 0.
-        weights: checkpoint whose weights alone are taken.
+        weights: checkpoint whose weights alone are taken; kept by a run that starts again before its first own one.
         resumes: whether the directory already holds this run.
         is_finished: whether nothing is left to do.
         notes: what a person should know, such as a damaged checkpoint that was passed over.
@@ -223,11 +224,24 @@ def _resume(plan: Plan, run: RunDirectory, checkpoint: Path | None, launch: Laun
                 f"{run}: none of its {len(skipped)} checkpoints is whole ({skipped[0][1]}); "
                 "begin again in another --run_dir"
             )
-        plan.notes.append(f"{run} holds no checkpoint yet; it starts again from step 0")
+        plan.weights = _begun_from(run)
+        of = f" with the weights of {plan.weights}" if plan.weights else ""
+        plan.notes.append(f"{run} holds no checkpoint yet; it starts again from step 0{of}")
     elif skipped:
         plan.notes.append(f"going on from {plan.checkpoint.name}, the newest one that is whole")
     elif was_killed:
         plan.notes.append("the launch before this one was killed")
+
+
+def _begun_from(run: RunDirectory) -> Path | None:
+    """The checkpoint that the run took its first weights from (``--init_from``); None where it drew them."""
+    named = first_weights(run)
+    if named is not None and not named.is_file():
+        raise ConfigurationError(
+            f"{run}: holds no checkpoint yet and began with --init_from {named}, which is gone; put that file back, or "
+            "begin in another --run_dir with other weights"
+        )
+    return named
 
 
 def _max_steps(files: list[ConfigFile], launch: Launch) -> int | None:

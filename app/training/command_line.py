@@ -2,10 +2,11 @@
 
 import inspect
 import os
+import re
 import shlex
 import sys
 from argparse import ArgumentError
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from app.run.arguments import Launch
 from app.run.configuration import ConfigFile, strict_load
 from app.run.errors import ConfigurationError, DataError
 from app.training import config_problems, trainer_rules
+from app.training.config_problems import Setting
 from app.training.language_model import LanguageModelModule
 from app.training.loops import install
 from app.training.quiet import quiet
@@ -122,10 +124,23 @@ class RunCLI(LightningCLI):
         try:
             self.config = parser.parse_args(args)
         except ConfigurationError as error:
-            raise config_problems.find(parser, self.files, self.launch, str(error)) from error
-        problems = self._range_problems(self.config)
-        if problems:
-            raise ConfigurationError(problems)
+            problems, wrong = config_problems.find(parser, self.files, self.launch, str(error))
+            raise ConfigurationError(problems + self._range_problems_beside(wrong)) from error
+        found = [self.located(key, message) for key, message in self._range_problems(self.config)]
+        if found:
+            raise ConfigurationError(found)
+
+    def _range_problems_beside(self, wrong: Sequence[Setting]) -> list[str]:
+        """Range problems of the values that the parser took; a rule that speaks of one it did not take has to wait."""
+        config = config_problems.rest(self.parser, self._given, wrong) if wrong else None
+        if config is None:
+            return []
+        in_doubt = config_problems.in_doubt(self.parser, self._given, wrong)
+        return [
+            self.located(key, message)
+            for key, message in self._range_problems(config)
+            if in_doubt.isdisjoint(re.findall(r"\w+", f"{key} {message}"))
+        ]
 
     def located(self, key: str, message: str) -> str:
         """A problem with the key and, where a file or the command line has set it, the place."""
@@ -150,20 +165,17 @@ class RunCLI(LightningCLI):
         if found:
             raise ConfigurationError(found)
 
-    def _range_problems(self, config: Namespace) -> list[str]:
-        located = self.located
+    def _range_problems(self, config: Namespace) -> Iterator[tuple[str, str]]:
+        """Key and message of every value that is out of range."""
         for section in ("trainer", "model", "data"):
             if not isinstance(config[section], Namespace):
-                return [
-                    located(section, f"{config[section]!r} is no section; write `key: value` lines below it")
-                ]
-        found = [
-            located(f"trainer.{name}", message)
-            for name, message in trainer_rules.problems(config.trainer, self.parser.get_defaults()["trainer"])
-        ]
+                yield section, f"{config[section]!r} is no section; write `key: value` lines below it"
+                return
+        for name, message in trainer_rules.problems(config.trainer, self.parser.get_defaults()["trainer"]):
+            yield f"trainer.{name}", message
         for key, low in (("checkpoint_every_n_steps", 1), ("seed", 0)):
             if config[key] < low:
-                found.append(located(key, f"{config[key]} is out of range; it must be {low} or more"))
+                yield key, f"{config[key]} is out of range; it must be {low} or more"
         for section in ("model", "data"):
             chosen = config[section]
             class_type = _imported(chosen.class_path)
@@ -172,8 +184,7 @@ class RunCLI(LightningCLI):
                 name, _, text = problem.partition(": ")
                 if (section, name) == ("data", "seed"):
                     continue  # the run's own seed, which has been looked at
-                found.append(located(f"{section}.init_args.{name}", text))
-        return found
+                yield f"{section}.init_args.{name}", text
 
     def notes(self) -> list[str]:
         """Settings that have no effect beside the others, and what a person should know of the rest."""

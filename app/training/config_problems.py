@@ -8,11 +8,12 @@ import inspect
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
 import yaml
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
 
 from app.run.arguments import Launch
 from app.run.configuration import LAUNCH_KEYS, ConfigFile, nearest, strict_load
@@ -78,8 +79,8 @@ def _typed(text: str) -> Any:
 
 def find(
     parser: ArgumentParser, files: Sequence[ConfigFile], launch: Launch, first: str
-) -> ConfigurationError:
-    """All problems of a configuration that the parser refused.
+) -> tuple[list[str], list[Setting]]:
+    """All problems of a configuration that the parser refused, and the values at fault.
 
     Args:
         parser: the command's parser.
@@ -90,6 +91,7 @@ def find(
     given = settings(files, launch)
     skeleton: dict[str, Any] = {}
     problems: list[str] = []
+    wrong: list[Setting] = []
     for section in ("model", "data"):
         chosen = [s for s in given if s.path == (section, "class_path")]
         if not chosen:
@@ -101,6 +103,7 @@ def find(
         complaint = _try(parser, attempt)
         if complaint:
             problems.append(_message(chosen[-1], complaint, parser, given))
+            wrong.append(chosen[-1])
         else:
             skeleton |= attempt
     sections = {action.dest.split(".")[0] for action in parser._actions}
@@ -112,14 +115,45 @@ def find(
             problems.append(f"{section} ({place}): there is no such key{_hint(section, section, sections)}")
     for setting in given:
         section = str(setting.path[0])
-        if section not in sections or setting.path in (("model", "class_path"), ("data", "class_path")):
+        if section not in sections:
+            wrong.append(setting)
+            continue
+        if setting.path in (("model", "class_path"), ("data", "class_path")):
             continue
         if section in ("model", "data") and section not in skeleton:
             continue
         complaint = _try(parser, _merged(skeleton, setting, given))
         if complaint:
             problems.append(_message(setting, complaint, parser, given))
-    return ConfigurationError(problems or [_plain(first)])
+            wrong.append(setting)
+    return problems or [_plain(first)], wrong
+
+
+def rest(parser: ArgumentParser, given: Sequence[Setting], wrong: Sequence[Setting]) -> Namespace | None:
+    """What the parser makes of the values that are not at fault; None where it needs those that are.
+
+    Callbacks are left out.
+    """
+    configuration: dict[str, Any] = {}
+    for setting in given:
+        if setting in wrong or "callbacks" in setting.path:
+            continue
+        node = configuration
+        for key in map(str, setting.path[:-1]):
+            node = node.setdefault(key, {})
+            if not isinstance(node, dict):
+                return None
+        node[str(setting.path[-1])] = deepcopy(setting.value)
+    try:
+        return parser.parse_object(configuration)
+    except ConfigurationError:
+        return None
+
+
+def in_doubt(parser: ArgumentParser, given: Sequence[Setting], wrong: Sequence[Setting]) -> set[str]:
+    """Names of the arguments that the values at fault were meant for."""
+    named = [(str(setting.path[-1]), _known(setting, parser, given)) for setting in wrong]
+    return {nearest(name, known) or name for name, known in named}
 
 
 def constructor_arguments(class_type: type) -> set[str]:
@@ -215,21 +249,23 @@ def _message(setting: Setting, complaint: str, parser: ArgumentParser, given: li
     return f"{where}: {_plain(complaint)}"
 
 
-def _suggestion(setting: Setting, parser: ArgumentParser, given: list[Setting]) -> str:
-    candidates: set[str] = set()
+def _suggestion(setting: Setting, parser: ArgumentParser, given: Sequence[Setting]) -> str:
+    return _hint(setting.key, str(setting.path[-1]), _known(setting, parser, given))
+
+
+def _known(setting: Setting, parser: ArgumentParser, given: Sequence[Setting]) -> set[str]:
+    """The keys that there are beside this one."""
     if "init_args" in setting.path:
         owner = setting.path[: setting.path.index("init_args")]
         class_type = _class_of(owner, given)
-        candidates = constructor_arguments(class_type) if class_type else set()
-    else:
-        prefix = ".".join(map(str, setting.path[:-1]))
-        destinations = [action.dest for action in parser._actions]
-        candidates = {
-            d.removeprefix(f"{prefix}.") if prefix else d.split(".")[0]
-            for d in destinations
-            if d.startswith(f"{prefix}." if prefix else "")
-        }
-    return _hint(setting.key, str(setting.path[-1]), candidates)
+        return constructor_arguments(class_type) if class_type else set()
+    prefix = ".".join(map(str, setting.path[:-1]))
+    destinations = [action.dest for action in parser._actions]
+    return {
+        d.removeprefix(f"{prefix}.") if prefix else d.split(".")[0]
+        for d in destinations
+        if d.startswith(f"{prefix}." if prefix else "")
+    }
 
 
 def _hint(key: str, name: str, candidates: set[str]) -> str:
@@ -251,12 +287,13 @@ def _class_hint(module: str, name: str) -> str:
     return f"; did you mean {meant!r}?" if meant else ""
 
 
-def _class_of(owner: tuple[str | int, ...], given: list[Setting]) -> type | None:
-    """The class whose argument this is; it was imported when its class path was accepted."""
+def _class_of(owner: tuple[str | int, ...], given: Sequence[Setting]) -> type | None:
+    """The class whose argument this is; it was imported when its class path was accepted; None if it was not."""
     for setting in reversed(given):
         if setting.path == (*owner, "class_path"):
             module, _, name = str(setting.value).rpartition(".")
-            return getattr(sys.modules.get(module), name, None)
+            found = getattr(sys.modules.get(module), name, None)
+            return found if inspect.isclass(found) else None
     return None
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from app.run.errors import AppError, ExitCode, RankLostError
@@ -70,6 +70,12 @@ class SupervisedDDPStrategy(DDPStrategy):
     def __init__(self, process_group_backend: str | None = None) -> None:
         options: dict[str, Any] = {_NO_BUFFER_SYNC: False, "gradient_as_bucket_view": True}
         super().__init__(process_group_backend=process_group_backend, **options)
+
+    def _setup_model(self, model: nn.Module) -> DistributedDataParallel:
+        # The framework's own (2.6) wraps on a stream apart, for the capture of CUDA graphs: gradients would then cross
+        # from stream to stream in every step, of which PyTorch from 2.10 on warns.
+        devices = self.determine_ddp_device_ids()
+        return DistributedDataParallel(module=model, device_ids=devices, **self._ddp_kwargs)
 
     def _configure_launcher(self) -> None:
         assert self.cluster_environment is not None

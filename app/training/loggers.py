@@ -20,7 +20,7 @@ from torch.utils.tensorboard.summary import hparams
 
 from app.run.atomic import write_bytes
 from app.training.layout import custom_scalars
-from app.training.step_files import DetailLines, KeyedLines, MetricsTable
+from app.training.step_files import DetailLines, KeyedLines, MetricsTable, read_training_row
 
 FRAMEWORK_KEYS = frozenset({"epoch", "step"})
 
@@ -38,17 +38,24 @@ class TensorBoardRunLogger(TensorBoardLogger):
         run_dir: directory of the event files.
         resume_step: the step that the run goes on from; TensorBoard then hides every event of a later step
             that the interrupted launch wrote. None for a new run.
+        owes_validation: whether the validation after that step is made again; its numbers, figures and texts are
+            then hidden too.
     """
 
-    def __init__(self, run_dir: str | Path, resume_step: int | None = None):
+    def __init__(self, run_dir: str | Path, resume_step: int | None = None, owes_validation: bool = False):
         # The purge drops events whose step is not below the given one. TensorBoard takes the first purge that it
         # meets for the beginning of the run and drops nothing, so that the first launch has one too.
-        purge_step = 0 if resume_step is None else resume_step + 1
+        purge_step = 0 if resume_step is None else resume_step + (not owes_validation)
         super().__init__(
             save_dir=run_dir, name="", version="", default_hp_metric=False, purge_step=purge_step
         )
-        self._keys: dict[str, None] = {}
-        self._newest_key_step: int | None = None  # of a key that no layout has yet
+        # A purge knows steps only: what it takes of the last step's training numbers is written again.
+        keys, self._purged = read_training_row(
+            Path(run_dir) / "metrics.csv", resume_step if owes_validation else None
+        )
+        self._resume_step = resume_step
+        self._keys: dict[str, None] = dict.fromkeys(keys)
+        self._newest_key_step = resume_step if keys else None  # of a key that this launch's layout lacks
 
     @property
     def log_dir(self) -> str:
@@ -77,9 +84,14 @@ class TensorBoardRunLogger(TensorBoardLogger):
         if not numbers.keys() <= self._keys.keys():
             self._keys |= dict.fromkeys(numbers)
             self._newest_key_step = step
-        values = [Summary.Value(tag=key, simple_value=float(number)) for key, number in numbers.items()]
-        if values:
-            self.experiment.file_writer.add_summary(Summary(value=values), step)
+        if numbers:
+            self._add(_scalars(numbers), step)
+
+    def _add(self, summary: Summary, step: int | None = None) -> None:
+        if self._purged:
+            purged, self._purged = _scalars(self._purged), {}
+            self.experiment.file_writer.add_summary(purged, self._resume_step)
+        self.experiment.file_writer.add_summary(summary, step)
 
     def _write_layout(self) -> None:
         self._newest_key_step = None
@@ -100,7 +112,7 @@ class TensorBoardRunLogger(TensorBoardLogger):
         }
         experiment, start, _ = hparams(plain, dict.fromkeys(OUTCOMES, 0.0))
         for summary in (experiment, start):
-            self.experiment.file_writer.add_summary(summary)
+            self._add(summary)
 
     @rank_zero_only
     def log_text(self, tag: str, text: str, step: int) -> None:
@@ -125,7 +137,7 @@ class TensorBoardRunLogger(TensorBoardLogger):
         """
         width, height = (int.from_bytes(png[at : at + 4], "big") for at in (16, 20))  # of the header
         image = Summary.Image(height=height, width=width, colorspace=4, encoded_image_string=png)
-        self.experiment.file_writer.add_summary(Summary(value=[Summary.Value(tag=tag, image=image)]), step)
+        self._add(Summary(value=[Summary.Value(tag=tag, image=image)]), step)
 
     @rank_zero_only
     def log_hyperparams(
@@ -308,6 +320,12 @@ class RunFilesLogger(Logger):
             status: how the run ended; the files are the same either way.
         """
         self.flush()
+
+
+def _scalars(numbers: Mapping[str, float]) -> Summary:
+    return Summary(
+        value=[Summary.Value(tag=key, simple_value=float(value)) for key, value in numbers.items()]
+    )
 
 
 def _number(value: Any) -> str:

@@ -99,7 +99,7 @@ class NonFiniteStop(Callback):
         """Looks at every logged step."""
         record = outputs["record"]
         if record.is_logged and record.is_last_micro:
-            self.check(trainer, pl_module, record.step)
+            self.check(trainer, pl_module, record.step, logs=True)
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
@@ -117,13 +117,20 @@ class NonFiniteStop(Callback):
         if gate.mode == "skip":
             gate.restore(*(checkpoint[GATE_KEY][name] for name in COUNTS))
 
-    def check(self, trainer: Trainer, pl_module: Any, step: int) -> None:
-        """Raises :class:`~app.run.errors.NonFiniteError` when the run has to end."""
+    def check(self, trainer: Trainer, pl_module: Any, step: int, logs: bool = False) -> None:
+        """Raises :class:`~app.run.errors.NonFiniteError` when the run has to end.
+
+        Args:
+            trainer: of the run.
+            pl_module: its module.
+            step: completed optimizer steps.
+            logs: whether to log the steps left out: not where the run is saved, which leaves no trace in the curve.
+        """
         first, skipped, in_a_row = pl_module.gate.read()
         if first == 0:
             return
         if pl_module.nonfinite == "skip":
-            for logger in trainer.loggers:
+            for logger in trainer.loggers if logs else ():
                 logger.log_metrics({"train/skipped_steps": float(skipped)}, step=step)
             if in_a_row < pl_module.max_skips:
                 return

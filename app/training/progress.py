@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
@@ -14,7 +15,7 @@ from app.training.language_model import LanguageModelModule
 
 
 class RunProgress(ProgressBar):
-    """Shows step, loss, validation loss, bits per byte and tokens per second.
+    """Shows step, loss, validation loss, bits per byte and tokens per second; on texts of words their perplexity.
 
     It reads only what was logged, so that it never costs a step a transfer.
 
@@ -103,7 +104,7 @@ class RunProgress(ProgressBar):
             figures = pl_module.last_validation
             print(
                 f"step {trainer.global_step:>6}/{trainer.max_steps}  validation  loss {figures['val/loss']:.4f} nats  "
-                f"bpb {figures['val/bpb']:.4f}",
+                f"bpb {figures['val/bpb']:.4f}{word_perplexity(figures)}",
                 flush=True,
             )
 
@@ -129,12 +130,18 @@ class RunProgress(ProgressBar):
         if "val/loss" in pl_module.last_validation:
             parts.append(
                 f"val {pl_module.last_validation['val/loss']:.4f}  bpb {pl_module.last_validation['val/bpb']:.4f}"
+                + word_perplexity(pl_module.last_validation)
             )
         seconds = time.monotonic() - self._start_time - self._validation_seconds
         steps = trainer.global_step - self._start_step
         tokens = steps * trainer.datamodule.tokens_per_step  # type: ignore[attr-defined]
         parts.append(f"{tokens / max(seconds, 1e-9):,.0f} tokens/s")
         return "  ".join(parts)
+
+
+def word_perplexity(figures: Mapping[str, float]) -> str:
+    """That of a validation, where the data counts words."""
+    return f"  word ppl {figures['val/word_perplexity']:.1f}" if "val/word_perplexity" in figures else ""
 
 
 def clock(seconds: float) -> str:

@@ -134,8 +134,9 @@ class Session:
         step = self.resumed[STATE_KEY]["step"] if self.resumed else None
         if step is None and self.launched.resumes:
             step = 0
+        owes_validation = self.resumed is not None and self.resumed[STATE_KEY]["validation_pending"]
         loggers = [
-            TensorBoardRunLogger(self.directory.path, step),
+            TensorBoardRunLogger(self.directory.path, step, owes_validation),
             RunFilesLogger(self.directory.path, step, columns=COLUMNS),
         ]
         self.trainer = self.cli.build_trainer(callbacks, [self.files], loggers, self.directory.path)
@@ -236,9 +237,6 @@ class Session:
             for key in sorted({*before, *after}):
                 if before.get(key) != after.get(key) and key.split(".")[0] not in FREE_ON_RESUME:
                     self.changes.append(f"{key}: {before.get(key)!r} -> {after.get(key)!r}")
-        write_text(self.directory.config, text)
-        n_launch = len(list(self.directory.path.glob("config-*.yaml"))) + 1
-        write_text(self.directory.path / f"config-{n_launch}.yaml", text)
         for logger in self.trainer.loggers:
             if isinstance(logger, TensorBoardRunLogger):
                 logger.log_configuration(chosen(strict_load(text), model=self.model, data=self.data))
@@ -246,7 +244,7 @@ class Session:
         extra = {
             "archlab": __version__,
             "resumed_from": self.launched.checkpoint.name if self.launched.checkpoint else None,
-            "init_from": str(self.launched.weights) if self.launched.weights else None,
+            "init_from": str(self.launched.weights.resolve()) if self.launched.weights else None,
             "changes": self.changes,
             "device": device_name(self.trainer),
             "world_size": self.trainer.world_size,
@@ -257,6 +255,10 @@ class Session:
         manifest.record_launch(
             self.directory, manifest.collect(["app", "fit", *self.words], seed=self.seed, extra=extra)
         )
+        # After the manifest: a run that can be resumed by itself says which weights it began with.
+        write_text(self.directory.config, text)
+        n_launch = len(list(self.directory.path.glob("config-*.yaml"))) + 1
+        write_text(self.directory.path / f"config-{n_launch}.yaml", text)
         write_status(self.directory.status, "starting", self.step)
         self.is_recorded = True
 
@@ -298,6 +300,8 @@ class Session:
             line = (
                 f"loss     validation {figures['val/loss']:.4f} nats, {figures['val/bpb']:.4f} bits per byte"
             )
+            if "val/word_perplexity" in figures:
+                line += f", {figures['val/word_perplexity']:.1f} word perplexity"
             if figures["baseline/bigram_loss"] is not None:
                 line += f"; an add-one bigram has {figures['baseline/bigram_loss']:.4f} nats"
             print(line)

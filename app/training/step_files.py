@@ -108,8 +108,7 @@ class MetricsTable(StepFile):
         self._step, newest = self._restore(_csv_line(self._columns), kept)
         self._rows: dict[str, dict[str, str]] = {}  # the newest step's, by stage
         for line in newest:
-            row = {key: cell for key, cell in zip(self._columns, line.split(","), strict=True) if cell}
-            del row["step"]
+            row = _cells(line, self._columns)
             self._rows.setdefault(_stage(row), {}).update(row)
 
     def add(self, step: int, numbers: Mapping[str, str]) -> None:
@@ -183,6 +182,29 @@ class DetailLines(KeyedLines):
             details: key to nested lists of numbers; what is not finite becomes null.
         """
         self.put(step, {key: {"values": values} for key, values in details.items()})
+
+
+def read_training_row(path: Path, step: int | None) -> tuple[list[str], dict[str, float]]:
+    """The keys of a ``metrics.csv``, and the numbers of the training row of a step.
+
+    Both are empty where there is no file, the numbers also where there is no such row.
+    """
+    if not path.exists():
+        return [], {}
+    header, *lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1] or [""]
+    columns = next(csv.reader([header]), [])
+    of_step = [
+        line for line in lines if line.startswith(f"{step},") and _row_step(line, len(columns)) == step
+    ]
+    rows = [_cells(line, columns) for line in of_step]
+    training = next((row for row in rows if _stage(row) == "train"), {})
+    return columns[1:], {key: float(cell) for key, cell in training.items()}
+
+
+def _cells(line: str, columns: Sequence[str]) -> dict[str, str]:
+    """The numbers of a complete row, without its step."""
+    cells = zip(columns[1:], line.split(",")[1:], strict=True)
+    return {key: cell for key, cell in cells if cell}
 
 
 def _stage(keys: Iterable[str]) -> str:

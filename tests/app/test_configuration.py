@@ -244,6 +244,30 @@ def test_all_ranges_at_once(application: Application, tmp_path: Path) -> None:
     assert_refused(refused(application, tmp_path, wrong), 7)
 
 
+def test_types_and_ranges_at_once(application: Application, tmp_path: Path) -> None:
+    """But no rule that speaks of a value that is not known yet: of the heads beside an unknown width, of the steps."""
+    wrong = mistake(
+        model__init_args__d_modle=10,
+        model__init_args__n_heads=3,
+        model__init_args__n_layers=-2,
+        model__init_args__learning_rate="fast",
+        data__init_args__batch_size=0,
+        trainer={"accelerator": "cpu", "max_stpes": 3},
+        checkpoint_every_n_steps=0,
+    )
+    ended = refused(application, tmp_path, wrong)
+    assert_refused(ended, 6)
+    for key in (
+        "d_modle",
+        "n_layers",
+        "learning_rate",
+        "batch_size",
+        "max_stpes",
+        "checkpoint_every_n_steps",
+    ):
+        assert key in ended.err
+
+
 def test_both_of_two_files(application: Application, tmp_path: Path) -> None:
     (tmp_path / "one.yaml").write_text("a: [\n")
     (tmp_path / "two.yaml").write_text("b: 1\nb: 2\n")

@@ -59,9 +59,11 @@ class Switch:
     def mounted(self) -> Iterator[None]:
         """The training module's own hooks, which come after those of the watchers, work the switch."""
 
-        def on_train_batch_end(module: LanguageModelModule, *_: Any) -> None:
+        def on_train_batch_end(module: LanguageModelModule, outputs: Any, *_: Any) -> None:
             trainer: Any = module.trainer
             step = trainer.global_step
+            if not outputs["record"].is_last_micro:
+                return
             if step % trainer.log_every_n_steps == 0:
                 self._end_window(module)
             if module.device.type == "cuda":
@@ -118,6 +120,10 @@ def main() -> None:
     }
     words = [word for name in arguments.config for word in ("--config", name)]
     words += [f"--trainer.{key}={value}" for key, value in settings.items()]
+    words += [
+        "--checkpoint_every_n_steps",
+        str(last),
+    ]  # in whose window a checkpoint falls says nothing of watchers
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     print(
         f"{' + '.join(arguments.config)}, {' '.join(others) or 'as shipped'}: {last} steps, "

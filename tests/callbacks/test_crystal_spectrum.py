@@ -1,5 +1,7 @@
 """CrystalSpectrum watches levels of attention heads, whatever the architecture."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -40,11 +42,17 @@ def test_selects_by_kind_and_axes() -> None:
     record = StepRecord(1, 0, True, True, 24, output, measured)
     chosen = CrystalSpectrum().select(record)
     assert set(chosen) == {"residual_r90", "attention_entropy", "top_share"}
-    scalars, details = CrystalSpectrum().report(chosen)
+    combined = {
+        name: replace(m, values=m.derive(m.values), derive=None) if m.derive else m
+        for name, m in chosen.items()
+    }
+    scalars, details = CrystalSpectrum().report(combined)
     assert 1 <= scalars["crystal/residual_r90/min"] <= scalars["crystal/residual_r90/max"] <= 6
     assert 0 < scalars["crystal/attention_entropy"] < torch.tensor(12.0).log()
     assert 1 / 12 < scalars["crystal/top_share"] <= 1
     assert torch.tensor(details["crystal/top_share"]).shape == (2, 2)
+    layers = {key for key in scalars if key.startswith("crystal/top_share/l")}
+    assert layers == {"crystal/top_share/l00", "crystal/top_share/l02"}, "the network's numbers"
 
 
 def test_nothing_is_computed_unless_asked(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,8 @@ from lightning.pytorch.trainer.states import TrainerFn
 from unseen_architecture import N_LAYERS, RecordingLogger, UnseenModule, UnseenNetwork, train, windows
 
 from app.analysis import figures
-from app.records import LanguageModelOutput
+from app.analysis.depth_time import About
+from app.records import Axis, LanguageModelOutput, Measure
 from callbacks import DepthTimeFigures, RouteFractions
 from callbacks.watcher import log_details
 
@@ -42,7 +43,8 @@ class Other(Callback):
             "weights/text": ["a"],
             "weights/whole": {"head.weight": [1.0, 2.0]},
         }
-        log_details(trainer, details, record.step)
+        about = {"weights/flips": About("flips of a step", "weights", 4.0)}
+        log_details(trainer, details, record.step, about)
 
 
 def _validated(callbacks: list[Callback], steps: int = 6, **options: Any) -> RecordingLogger:
@@ -93,6 +95,8 @@ def test_details_of_other_callbacks_are_drawn_too(is_first: bool) -> None:
     logger = _validated([callback, Other()] if is_first else [Other(), callback])
     assert {tag for tag, *_ in logger.figures} - MEASURES == {"weights/layers", "weights/by_name"}
     assert set(callback.kept["weights/layers"]) == {"zero", "flips", "by_layer"}
+    rows, _ = callback.kept["weights/layers"]["flips"]
+    assert (rows.meaning, rows.unit, rows.neutral) == ("flips of a step", "weights", 4.0)
     rows, kept = callback.kept["weights/by_name"]["by_name"]
     assert rows.layers == ("head.weight", "embedding.weight")
     assert kept.values[0].tolist() == [1, 2, 3, 4, 5, 6]
@@ -173,6 +177,25 @@ def test_what_a_network_reports_may_change_shape() -> None:
     callback.load_state_dict(state)
     train(UnseenModule(network=copy.deepcopy(NETWORK)), [callback])
     assert len(callback.kept["depth/doubt"][""][0].layers) == N_LAYERS
+
+
+class Counting(UnseenNetwork):
+    """Counts what never happens, and what does."""
+
+    def measures(self, output: LanguageModelOutput) -> dict[str, Any]:
+        layer = (Axis("layer"),)
+        return {
+            "never": Measure(torch.zeros(3), layer, "count", reduce="sum"),
+            "often": Measure(torch.ones(3), layer, "count", reduce="sum", meaning="what happens"),
+        }
+
+
+@pytest.mark.usefixtures("sketched")
+def test_what_is_zero_everywhere_is_not_drawn() -> None:
+    callback = DepthTimeFigures()
+    logger = train(UnseenModule(network=Counting()), [callback], limit_val_batches=1)
+    assert {tag for tag, *_ in logger.figures} == {"depth/often"}
+    assert callback.kept["depth/often"][""][0].meaning == "what happens"
 
 
 class Mute(UnseenNetwork):

@@ -36,6 +36,7 @@ def test_scales_and_fits_of_the_steps_that_are_due() -> None:
     callback = GammaTrajectory(every_n_steps=2)
     logger = train(Growing(network=Deep()), [callback], steps=5, micro_batches=2)
     assert sorted(logger.scalars) == [1, 2, 4, 5], "the first, every second and the last"
+    assert list(callback.kept) == ["ln1", "fc"], "in the order of the network"
     gains = torch.tensor([0.1 * layer for layer in range(9)], dtype=torch.float64).exp() * 1.5**4
     expected = {
         "gamma/ln1": gains.mean().item(),

@@ -2,6 +2,8 @@ import io
 import json
 import re
 import sys
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,8 +11,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from unseen_architecture import UnseenModule, UnseenNetwork, train
+from unseen_architecture import BLOCK_SIZE, VOCAB_SIZE, UnseenModule, UnseenNetwork, train
 
+from app.models.equilibrium import EquilibriumLM
 from app.records import Axis, LanguageModelOutput, Measure, StepRecord, TernaryWeight
 from app.training.curve import TrainingCurve
 from app.training.loggers import RunFilesLogger
@@ -281,6 +284,52 @@ def test_an_unseen_architecture_is_judged(capsys: pytest.CaptureFixture[str]) ->
     assert "step 1: one_sided, layer 0, lane 0; layer 1, lane 0; layer 2, lane 0: has 99.0% of lanes" in out
     assert "step 4: dead_bank, layer 0, lane left, bank 3" in out
     assert logger.scalars[4]["health/open"] == len(callback.open) == 3 + 10
+
+
+def test_what_is_not_in_force_yet_is_not_judged() -> None:
+    """Per layer; where micro-batches of a step differ, the whole step is not judged."""
+
+    class WarmingUp(UnseenNetwork):
+        def measures(self, output: LanguageModelOutput) -> dict[str, Measure]:
+            found = super().measures(output)
+            # Measured once per micro-batch: two layers begin with step 2, the last one in the middle of step 3.
+            begun = torch.tensor([self.n_measured > last for last in (2, 2, 5)])
+            lanes = torch.tensor([[0.99, 0.01]] * 3)
+            return {
+                "lanes": Measure(lanes, (LAYER, Axis("lane")), "share", in_force=begun[:, None]),
+                "doubt": Measure(torch.zeros(3), (LAYER,), "level", unit="nats", in_force=begun),
+                "experts_used": replace(
+                    found["experts_used"], values=torch.zeros(3, 2, 4).long(), in_force=begun[:, None, None]
+                ),
+            }
+
+    callback = RunHealth(dead_steps=1)
+    logger = train(UnseenModule(network=WarmingUp()), [callback], steps=4, micro_batches=2)
+    assert [logger.scalars[step]["health/open"] for step in (1, 2, 3, 4)] == [0, 4, 4, 6 + 2 * 8]
+    counts = Counter(fields["condition"] for fields in callback.open.values())
+    assert counts == {"one_sided": 3, "low_entropy": 3, "dead_bank": 2 * 8}
+
+
+def test_a_routing_warm_up_is_healthy_and_what_follows_may_not_be(capsys: pytest.CaptureFixture[str]) -> None:
+    """While all tokens are sent forward nothing is said; then of the layer alone whose thresholds are out of reach."""
+    torch.manual_seed(0)
+    network = EquilibriumLM(
+        VOCAB_SIZE, BLOCK_SIZE, d_model=8, n_heads=2, n_layers=3, d_ff=8, dropout=0.0, warmup_steps=4,
+        standardize=True, soft="ordinal", shared_router=False,
+    )  # fmt: skip
+    stuck = network.routing_decisions[1]
+    stuck.threshold_momentum = 0.0
+    stuck.running_thresholds += 100.0
+    callback = RunHealth()
+    logger = train(UnseenModule(network=network), [callback], steps=6, step_windows=64)
+    assert [logger.scalars[step]["health/open"] for step in range(1, 7)] == [0, 0, 0, 2, 2, 2]
+    assert {(fields["condition"], fields["place"]) for fields in callback.open.values()} == {
+        ("one_sided", "layer 1, route forward")
+    }
+    assert (
+        "step 4: one_sided, layer 1, route forward; layer 1, route forward: has 100.0% of "
+        in capsys.readouterr().out
+    )
 
 
 @pytest.mark.parametrize(

@@ -132,3 +132,21 @@ def test_more_layers_than_eight_are_summarised() -> None:
     logger = train(module, [TernaryHealth()])
     assert not [key for key in logger.scalars[1] if "/l0" in key]
     assert len(logger.details[1]["ternary/zero"]) == 9
+
+
+def test_a_fit_that_broke_off_leaves_nothing_to_the_next() -> None:
+    class Breaking(Moving):
+        breaks = True
+
+        def optimizer_step(self, *arguments: Any, **options: Any) -> None:
+            step = self.trainer.global_step + 1
+            super().optimizer_step(*arguments, **options)
+            if self.breaks and step == 2:
+                raise RuntimeError("broke off")
+
+    module = Breaking({1: [("blocks.0.a", 0)]}, log_every=2)
+    callback = TernaryHealth()
+    with pytest.raises(RuntimeError, match="broke off"):
+        train(module, [callback], steps=2)
+    module.breaks = False
+    assert train(module, [callback], steps=2).scalars[2]["ternary/flips"] == 0

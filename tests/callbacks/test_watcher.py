@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from unseen_architecture import UnseenModule, UnseenNetwork, train, windows
 
 from app.records import Axis, LanguageModelOutput, Measure, StepRecord
-from callbacks import BankBalance, RouteFractions, TextSamples, Throughput
+from callbacks import BankBalance, DepthTimeFigures, RouteFractions, TextSamples, Throughput
 from callbacks.watcher import step_record
 
 
@@ -53,6 +53,34 @@ def test_micro_batches_add_up_to_the_whole_batch() -> None:
         assert list(other.last_details) == list(one.last_details)
         for key, matrix in one.last_details.items():
             torch.testing.assert_close(torch.tensor(other.last_details[key]), torch.tensor(matrix), msg=key)
+
+
+class DerivingNetwork(UnseenNetwork):
+    """Also reports the spread of its tokens, which is no mean of spreads."""
+
+    def measures(self, output: LanguageModelOutput) -> dict[str, Measure]:
+        idx = output.routing[0].double()
+        sums = torch.stack([torch.ones_like(idx).sum(), idx.sum(), idx.square().sum()]).expand(3, 3)
+
+        def spread(sums: torch.Tensor) -> torch.Tensor:
+            n, total, squares = sums.unbind(-1)
+            return (squares / n - (total / n).square()).sqrt()
+
+        levels = {"kind": "level", "unit": "nats", "reduce": "sum", "derive": spread}
+        return {"spread": Measure(sums, (Axis("layer"),), **levels)}
+
+
+def test_what_is_derived_is_derived_from_the_whole_step() -> None:
+    for micro_batches in (1, 4):
+        callback = RouteFractions()
+        logger = train(
+            UnseenModule(network=DerivingNetwork()),
+            [callback, DepthTimeFigures()],
+            micro_batches=micro_batches,
+        )
+        spread = windows(8)[0].double().std(correction=0).item()
+        assert callback.last["routes/spread/l02"] == pytest.approx(spread, rel=1e-12)
+        assert logger.details[1]["routes/spread"] == pytest.approx([spread] * 3, rel=1e-12)
 
 
 def _train_on_rank(rank: int, port: int, path: str) -> None:

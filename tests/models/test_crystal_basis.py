@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from app.models.crystal import ResidualBasis, ResidualMoments, calibrate
+from app.models.crystal.basis import effective_dimension
 from app.models.gpt import GPT
 from tests.parity import load_fixture, relative_error
 
@@ -83,6 +84,15 @@ def test_effective_dimension_counts_modes_below_the_share() -> None:
     basis = ResidualBasis((0,), torch.eye(4).expand(1, 3, 4, 4), spectrum)
     assert basis.effective_dimension().tolist() == [[3, 1, 4]]
     assert basis.effective_dimension(0.5).tolist() == [[1, 1, 3]]
+
+
+def test_effective_dimension_without_a_basis() -> None:
+    x = residuals()
+    moments = (x.mT @ x).double()[None]
+    assert torch.equal(
+        effective_dimension(moments), ResidualBasis.from_second_moments(moments).effective_dimension()
+    )
+    assert effective_dimension(torch.zeros(2, 3, 4, 4).double()).eq(1).all()
 
 
 def test_a_head_without_residual_needs_one_mode() -> None:

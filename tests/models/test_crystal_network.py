@@ -176,8 +176,29 @@ def test_measures() -> None:
     residual = p @ v - v.gather(2, p.argmax(-1)[..., None].expand_as(v))
     energy = torch.linalg.svdvals(residual.transpose(0, 1).flatten(1, 2).double()).square()
     r90 = 1 + (energy.cumsum(-1) / energy.sum(-1, keepdim=True) < 0.9).sum(-1)
-    assert measures["residual_r90"].values[1].tolist() == r90.tolist()
-    assert measures["residual_r90"].values.shape == (2, 2)
+    moments = measures["residual_r90"]
+    assert moments.derive is not None
+    assert moments.derive(moments.values)[1].tolist() == r90.tolist()
+    assert moments.derive(moments.values).shape == (2, 2)
+
+
+def test_ranks_keep_the_sequences_that_one_process_would(monkeypatch: pytest.MonkeyPatch) -> None:
+    def kept(idx: Tensor) -> list[Tensor]:
+        torch.manual_seed(0)
+        model = network(rank=2, n_layers=1, crystal_layers=[0])
+        return list(model(idx).routing[0].k)
+
+    idx = torch.randint(0, 11, (8, 19), generator=torch.Generator().manual_seed(1))
+    alone = kept(idx)
+    assert len(alone) == 4
+    assert len(kept(idx[:3])) == 3
+    for n_ranks in (2, 4, 8):
+        monkeypatch.setattr("app.models.crystal.attention.world_size", lambda n=n_ranks: n)
+        together = [k for part in idx.chunk(n_ranks) for k in kept(part)]
+        if n_ranks <= 4:
+            assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(alone, together, strict=True))
+        else:
+            assert len(together) == 8  # one of each rank, rather than none of some
 
 
 def test_records_refer_to_what_is_there_and_are_left_once() -> None:

@@ -140,6 +140,29 @@ def test_autocast_stays_within_bfloat16(op: str) -> None:
         assert relative_error(gradient, expected_gradients[name]) <= 3 * tolerances.BFLOAT16, name
 
 
+def test_convolution_of_bfloat16_inputs_rounds_once() -> None:
+    """Taps and tokens are summed in fp32: every number is as near as its format has one."""
+    given = arguments("banked_causal_conv", (2, 130, 7, 4))
+    given["weight"] = torch.randn(4, 7, 21, generator=torch.Generator().manual_seed(1))
+    rounded = {name: x.bfloat16() if x.is_floating_point() else x for name, x in given.items()}
+    leaves = {name: x.detach().requires_grad_(x.is_floating_point()) for name, x in rounded.items()}
+    wide = {
+        name: x.detach().double().requires_grad_() if x.is_floating_point() else x
+        for name, x in leaves.items()
+    }
+    y, expected = FAST.banked_causal_conv(**leaves), NAIVE.banked_causal_conv(**wide)
+    upstream = torch.randn(y.shape, generator=torch.Generator().manual_seed(2)).bfloat16()
+    found = [y, *torch.autograd.grad(y, [leaves["h"], leaves["weight"]], upstream)]
+    wanted = [
+        expected,
+        *torch.autograd.grad(expected, [wide["h"], wide["weight"]], upstream.double()),
+    ]
+    for x, exact in zip(found, wanted, strict=True):
+        assert x.dtype == torch.bfloat16
+        rounding = 2**-8 * exact.abs() + tolerances.OUTPUT
+        assert ((x.double() - exact).abs() <= rounding).all()
+
+
 def test_scan_is_the_recurrence() -> None:
     given = arguments("banked_diagonal_scan", (2, 37, 7, 4))
     h, a, b, c = (given[name].detach() for name in ("h", "decay", "input_gain", "output_gain"))

@@ -1,3 +1,4 @@
+import fcntl
 import json
 import os
 import socket
@@ -5,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +52,19 @@ def test_holder_is_named_and_release_frees(tmp_path: Path) -> None:
     assert leftovers(tmp_path) == []
     assert holder(tmp_path) is None
     ours.release()
+
+
+def test_who_names_another_option_reads_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the lock is held, and where somebody is about to take it."""
+    with RunLock(tmp_path), pytest.raises(ConfigurationError, match=r"or use another --out_dir$"):
+        RunLock(tmp_path, "--out_dir").acquire()
+    descriptor = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    monkeypatch.setattr(lock, "_guard", partial(lock._guard, patience_seconds=0.0))
+    with pytest.raises(ConfigurationError, match=r"is being taken by .* or use another --out_dir$"):
+        RunLock(tmp_path, "--out_dir").acquire()
+    os.close(descriptor)
+    assert leftovers(tmp_path) == []
 
 
 def test_refusal_is_immediate_in_another_process(tmp_path: Path) -> None:

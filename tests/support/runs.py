@@ -3,12 +3,18 @@
 import csv
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
 
 from app.run import checkpoint
+
+#: events that belong to a launch and not to a step
+OF_A_LAUNCH = ("_hparams_/", "custom_scalars__config__")
+PLUGINS = ("scalars", "images", "text", "custom_scalars")
 
 
 def last_checkpoint(run: Path) -> dict[str, Any]:
@@ -43,6 +49,51 @@ def details(run: Path) -> list[Any]:
 def health(run: Path) -> list[Any]:
     """What the watcher of the run's health has found."""
     return [json.loads(line) for line in (run / "health.jsonl").read_text().splitlines()]
+
+
+def samples(run: Path) -> list[Any]:
+    """The texts that were generated."""
+    return [json.loads(line) for line in (run / "samples.jsonl").read_text().splitlines()]
+
+
+def figures(run: Path) -> dict[str, bytes]:
+    """The newest picture of everything that watchers draw."""
+    return {path.name: path.read_bytes() for path in sorted((run / "figures").glob("*-*.png"))}
+
+
+def events(run: Path) -> dict[str, list[tuple[int, bytes]]]:
+    """Step and content of every event that TensorBoard shows, by tag; of the layout of charts the newest one.
+
+    Of speeds, which the clock makes, only the steps.
+    """
+    shown = EventAccumulator(str(run), size_guidance={}, tensor_size_guidance=dict.fromkeys(PLUGINS, 0))
+    shown.Reload()
+    found = {}
+    for tag in shown.Tags()["tensors"]:
+        listed = shown.Tensors(tag)[-1:] if tag.startswith(OF_A_LAUNCH) else shown.Tensors(tag)
+        has_value = not tag.startswith(("speed/", "_hparams_/"))
+        found[tag] = [(e.step, e.tensor_proto.SerializeToString() if has_value else b"") for e in listed]
+    return found
+
+
+def entries(run: Path) -> dict[tuple[Any, ...], Any]:
+    """Every single value that watchers have written, by file, step and its way down from the key."""
+
+    def below(value: Any, place: tuple[Any, ...]) -> Iterator[tuple[tuple[Any, ...], Any]]:
+        if isinstance(value, dict | list):
+            for key, entry in value.items() if isinstance(value, dict) else enumerate(value):
+                yield from below(entry, (*place, key))
+        else:
+            yield place, value
+
+    found: dict[tuple[Any, ...], Any] = {}
+    for row in curve(run):
+        stage = "val" if "val/loss" in row else "train"
+        found |= {("metrics", row["step"], stage, key): float(text) for key, text in row.items()}
+    for name, lines in (("details", details(run)), ("health", health(run)), ("samples", samples(run))):
+        for line in lines:
+            found |= below(line, (name, line["step"], line["key"]))
+    return found
 
 
 def validated_steps(run: Path) -> list[int]:
@@ -94,13 +145,15 @@ def differences(ours: Any, theirs: Any, place: str = "") -> list[str]:
 
 
 def run_differences(run: Path, clean: Path) -> list[str]:
-    """Where a run and a clean one differ in their last state, their curves, their details or their best state."""
+    """Where a run and a clean one differ in their last state, their curves, their details, their pictures or their best state."""
     found = differences(last_checkpoint(run), last_checkpoint(clean), "checkpoint")
     found += differences(curve(run), curve(clean), "metrics.csv")
     if (clean / "details.jsonl").exists():
         found += differences(details(run), details(clean), "details.jsonl")
-    if (clean / "health.jsonl").exists():
-        found += differences(health(run), health(clean), "health.jsonl")
+    for name, lines in (("health.jsonl", health), ("samples.jsonl", samples)):
+        if (clean / name).exists():
+            found += differences(lines(run), lines(clean), name)
+    found += differences(figures(run), figures(clean), "figures")
     return found + differences(saved_steps(run, "best"), saved_steps(clean, "best"), "best checkpoints")
 
 

@@ -54,3 +54,9 @@ class SideBySide:
                 wanted = {key: offered[key] for key in inspect.signature(body).parameters}
                 jobs[name] = lambda body=body, wanted=wanted: body(**wanted)
         self._begun |= application.begin(jobs, self.at_once)
+
+
+def selected(request: pytest.FixtureRequest, parameter: str) -> list[Any]:
+    """The values of a parameter in the selected tests of the module that asks, for a fixture that begins them all."""
+    calls = [getattr(item, "callspec", None) for item in request.session.items if item.path == request.path]
+    return list(dict.fromkeys(call.params[parameter] for call in calls if call and parameter in call.params))

@@ -13,6 +13,8 @@ KEYS = [
     "train/loss", "val/loss", "train/grad_norm", "tokens_seen",
     "routes/share/slow", "routes/share/slow/min", "routes/share/slow/max", "routes/share/slow/l00", "routes/share/slow/l01",
     "routes/share/fast", "routes/share/worst_layer",
+    "angles/own", "angles/own/min", "angles/own/max", "angles/own/head", "angles/own/embedding", "angles/own/worst_layer",
+    "angles/size", "angles/size/min", "angles/size/max", "angles/size/outside", "angles/size/worst_layer",
     "speed/step_ms",
 ]  # fmt: skip
 PNG = bytes.fromhex(
@@ -24,19 +26,42 @@ PNG = bytes.fromhex(
 def test_keys_that_belong_together_share_a_chart() -> None:
     assert custom_scalars(KEYS) == {
         "objective": {
-            "loss": ("Multiline", ["^train/loss$", "^val/loss$"]),
-            "grad norm": ("Multiline", [f"^{re.escape('train/grad_norm')}$"]),
+            "loss, nats per token": ("Multiline", ["^train/loss$", "^val/loss$"]),
+            "gradient norm": ("Multiline", [f"^{re.escape('train/grad_norm')}$"]),
         },
         "routes": {
+            "share": ("Multiline", ["^routes/share/slow$", "^routes/share/fast$"]),
             "share slow, over layers": (
                 "Margin",
                 ["routes/share/slow", "routes/share/slow/min", "routes/share/slow/max"],
             ),
-            "share": ("Multiline", ["^routes/share/slow$", "^routes/share/fast$"]),
-            "share slow, by layer": ("Multiline", ["^routes/share/slow/l00$", "^routes/share/slow/l01$"]),
+            "worst layer, by number": ("Multiline", ["^routes/share/worst_layer$"]),
         },
-        "speed": {"step ms": ("Multiline", ["^speed/step_ms$"])},
+        "angles": {
+            "own, over layers": ("Margin", ["angles/own", "angles/own/min", "angles/own/max"]),
+            "size, over layers": ("Margin", ["angles/size", "angles/size/min", "angles/size/max"]),
+            "own, by part": ("Multiline", ["^angles/own/head$", "^angles/own/embedding$"]),
+            "size outside": ("Multiline", ["^angles/size/outside$"]),
+            "worst layer, by number": (
+                "Multiline",
+                ["^angles/own/worst_layer$", "^angles/size/worst_layer$"],
+            ),
+        },
+        "speed": {"step, milliseconds": ("Multiline", ["^speed/step_ms$"])},
+        "routes, by layer": {
+            "share slow": ("Multiline", ["^routes/share/slow/l00$", "^routes/share/slow/l01$"]),
+        },
     }
+
+
+def test_every_key_of_a_group_is_on_a_chart() -> None:
+    charted = {
+        tag.strip("^$").replace("\\", "")
+        for charts in custom_scalars(KEYS).values()
+        for _, tags in charts.values()
+        for tag in tags
+    }
+    assert charted == {*KEYS} - {"tokens_seen"}
 
 
 def test_every_tag_is_found_by_its_chart_alone() -> None:

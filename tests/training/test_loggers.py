@@ -13,11 +13,13 @@ import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.compat.proto.tensor_pb2 import TensorProto
 from torch.utils.data import DataLoader
 
 from app.run.errors import StorageError
 from app.training import step_files
 from app.training.loggers import RunFilesLogger, TensorBoardRunLogger
+from tests.support import runs
 
 
 def _rows(directory: Path) -> list[dict[str, str]]:
@@ -220,6 +222,41 @@ def test_events_after_the_resume_point_vanish(tmp_path: Path) -> None:
         *((step, 10.0 * step) for step in range(5, 8)),
     ]
     assert events.Tags()["scalars"] == ["train/loss"]
+
+
+def test_a_validation_that_is_made_again_is_shown_once(tmp_path: Path) -> None:
+    def log(loggers: list[Any], step: int, **numbers: float) -> None:
+        for logger in loggers:
+            logger.log_metrics({f"train/{name}": number for name, number in numbers.items()}, step)
+            logger.flush()
+
+    def validate(loggers: list[Any], loss: float) -> None:
+        for logger in loggers:
+            logger.log_metrics({"val/loss": loss}, 4)
+            logger.log_text("samples/0", str(loss), 4)
+            logger.flush()
+
+    first = [TensorBoardRunLogger(tmp_path), RunFilesLogger(tmp_path)]
+    for step in (2, 4):
+        log(first, step, loss=1 / step, norm=math.nan)
+    validate(first, 0.5)
+    log(first, 6, loss=9.0)
+    # TensorBoard reads files in the order of their names, which begin with the second.
+    next(tmp_path.glob("events*")).rename(tmp_path / "events.out.tfevents.1.first")
+    second = [TensorBoardRunLogger(tmp_path, 4, owes_validation=True), RunFilesLogger(tmp_path, 4)]
+    second[0].log_configuration({"seed": 1})  # type: ignore[attr-defined]
+    validate(second, 0.25)
+    log(second, 6, loss=0.125)
+    events = runs.events(tmp_path)
+    steps = {tag: [step for step, _ in shown] for tag, shown in events.items()}
+    assert (steps["train/loss"], steps["train/norm"], steps["val/loss"]) == ([2, 4, 6], [2, 4], [4])
+    ((_, loss),) = events["val/loss"]
+    assert TensorProto.FromString(loss).float_val == [0.25]
+    ((_, text),) = events["samples/0/text_summary"]
+    assert b"0.25" in text
+    # Charts of what only the first launch has logged so far stay.
+    ((_, layout),) = events["custom_scalars__config__"]
+    assert b"train/norm" in layout
 
 
 def test_texts_and_numbers_that_are_not_finite(tmp_path: Path) -> None:

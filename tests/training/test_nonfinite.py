@@ -91,6 +91,8 @@ def test_the_first_bad_step_is_named_and_replayed(stop: NonFiniteStop) -> None:
 def test_skipping_goes_on_up_to_the_cap(stop: NonFiniteStop) -> None:
     one = trainer()
     stop.check(one, Module("skip", (12, 4, 2)), 15)
+    assert not one.loggers[0].logged
+    stop.check(one, Module("skip", (12, 4, 2)), 15, logs=True)
     assert one.loggers[0].logged == [({"train/skipped_steps": 4.0}, 15)]
     with pytest.raises(NonFiniteError, match="at step 13 "):
         stop.check(trainer(), Module("skip", (2, 9, 3)), 15)

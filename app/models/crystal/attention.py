@@ -8,10 +8,11 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from app.models.ranks import world_size
 from app.ops.crystal_attention import Mode, crystal_attention, random_basis
 from app.ops.crystal_attention.modes import orthonormal
 
-#: sequences of a batch that a training forward keeps for the watchers
+#: sequences that a training forward keeps for the watchers, of all ranks together
 WATCHED_SEQUENCES = 4
 
 
@@ -139,7 +140,7 @@ class CrystalAttention(nn.Module):
     def forward(self, q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> Tensor:
         """See :meth:`app.models.attention.SoftmaxAttention.forward`."""
         if self.training:
-            few = slice(0, WATCHED_SEQUENCES)
+            few = _watched(len(q))
             self._record = CrystalRecord(self.layer, q[few].detach(), k[few].detach(), v[few].detach())
         if self.mode == "topk":
             return crystal_attention(
@@ -155,3 +156,10 @@ class CrystalAttention(nn.Module):
         """What the newest training forward left, once; None after an evaluation."""
         record, self._record = self._record, None
         return record
+
+
+def _watched(n_sequences: int) -> slice:
+    """Which of a rank's sequences are kept: far apart, so that several ranks keep what one would where 4 divides."""
+    n_kept = max(1, WATCHED_SEQUENCES // world_size())
+    stride = max(1, n_sequences // n_kept)
+    return slice(0, n_kept * stride, stride)

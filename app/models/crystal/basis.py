@@ -68,12 +68,10 @@ class ResidualBasis:
             fingerprints: plain values to keep beside the basis.
         """
         energy, modes = torch.linalg.eigh(moments.double())
-        energy, modes = energy.flip(-1).clamp(min=0), modes.flip(-1)
+        modes = modes.flip(-1)
         largest = modes.abs().argmax(-2, keepdim=True)
         modes = modes * modes.gather(-2, largest).sign()
-        total = energy.sum(-1, keepdim=True)
-        # A head that always copies its top key has no residual at all: nothing is left to explain.
-        spectrum = torch.where(total > 0, energy.cumsum(-1) / total, 1.0).clamp(max=1.0)
+        spectrum = _shares(energy)
         return cls(
             tuple(range(len(moments)) if layers is None else layers),
             modes.float().contiguous(),
@@ -84,7 +82,7 @@ class ResidualBasis:
 
     def effective_dimension(self, share: float = 0.9) -> Tensor:
         """r90 for the default share: ``1 + #{r: share_r < 0.9}``, ``(L, H)`` int64 in 1 … d."""
-        return 1 + (self.spectrum < share).sum(-1).clamp(max=self.spectrum.shape[-1] - 1)
+        return _modes_below(self.spectrum, share)
 
     def of_layer(self, layer: int) -> Tensor:
         """Modes ``(H, d, d)`` of one attention layer.
@@ -150,6 +148,31 @@ def _are_orthonormal(modes: Tensor) -> bool:
     wide = modes.double()
     apart = wide.mT @ wide - torch.eye(wide.shape[-1], dtype=wide.dtype)
     return bool((apart.abs() <= ORTHONORMAL).all())  # false for NaN
+
+
+def effective_dimension(moments: Tensor, share: float = 0.9) -> Tensor:
+    """r90 for the default share, as of a :class:`ResidualBasis`, at a fifth of the cost of one.
+
+    Args:
+        moments: ``(..., d, d)`` EᵀE, fp64.
+        share: of the energy, in (0, 1].
+
+    Returns:
+        ``(...)`` int64 in 1 … d.
+    """
+    return _modes_below(_shares(torch.linalg.eigvalsh(moments)).float(), share)
+
+
+def _shares(energy: Tensor) -> Tensor:
+    """Cumulative shares of ascending energies ``(..., d)``, the largest first."""
+    energy = energy.flip(-1).clamp(min=0)
+    total = energy.sum(-1, keepdim=True)
+    # A head that always copies its top key has no residual at all: nothing is left to explain.
+    return torch.where(total > 0, energy.cumsum(-1) / total, 1.0).clamp(max=1.0)
+
+
+def _modes_below(spectrum: Tensor, share: float) -> Tensor:
+    return 1 + (spectrum < share).sum(-1).clamp(max=spectrum.shape[-1] - 1)
 
 
 class ResidualMoments:

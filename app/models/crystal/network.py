@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from app.models.crystal.attention import CrystalAttention, CrystalRecord
-from app.models.crystal.basis import ResidualBasis, ResidualMoments
+from app.models.crystal.basis import ResidualBasis, ResidualMoments, effective_dimension
 from app.models.gpt import GPT
 from app.ops.crystal_attention import decompose_attention
 from app.records import Axis, LanguageModelOutput, Measure
@@ -141,8 +141,9 @@ class CrystalGPT(GPT):
 
         ``residual_r90`` (modes that hold 90 % of the residual's energy, in 1 … d), ``attention_entropy`` (of
         the softmax over all keys, nats) and ``top_share`` (its probability on the top key), each
-        ``(layer, head)``, means over the kept sequences. Computed from what :class:`CrystalRecord` s refer to,
-        when asked; a step that nobody asks about costs nothing.
+        ``(layer, head)``, over all kept sequences of the step: the modes are those of the residuals together, the
+        others are means. Computed from what :class:`CrystalRecord` s refer to, when asked; a step that nobody asks
+        about costs nothing.
         """
         records: list[CrystalRecord] = output.routing
         if not records:
@@ -161,12 +162,31 @@ class CrystalGPT(GPT):
             entropy.append(torch.special.entr(p).sum(-1).mean((0, 2)))
             share.append(p.amax(-1).mean((0, 2)))
         sums = torch.stack([moments.sums[record.layer] for record in records])
-        r90 = ResidualBasis.from_second_moments(sums).effective_dimension()
         return {
-            "residual_r90": Measure(r90.float(), axes, "level", unit="modes"),
-            "attention_entropy": Measure(torch.stack(entropy), axes, "level", unit="nats"),
+            "residual_r90": Measure(
+                sums,
+                axes,
+                "level",
+                reduce="sum",
+                unit="modes",
+                derive=effective_dimension,
+                meaning="directions that hold 90 % of what attention adds to the value of its likeliest key",
+            ),
+            "attention_entropy": Measure(
+                torch.stack(entropy),
+                axes,
+                "level",
+                unit="nats",
+                meaning="how widely a head spreads its attention over the keys; 0 where it looks at one alone",
+            ),
             # A level: it is no share of anything that the heads would divide among themselves.
-            "top_share": Measure(torch.stack(share), axes, "level", unit="probability"),
+            "top_share": Measure(
+                torch.stack(share),
+                axes,
+                "level",
+                unit="probability",
+                meaning="attention that goes to the likeliest key alone, mean over the tokens of a step",
+            ),
         }
 
     def _cores(self) -> list[CrystalAttention]:

@@ -4,7 +4,7 @@ Shape suffixes: B batch, T sequence, D width, L layers, J pairs of branches.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -120,23 +120,69 @@ def measures_of(
     capped = _stacked(records, "capped")  # (L, B)
     rows = torch.stack([(~capped).sum(-1), capped.sum(-1)], -1)
     per_layer = (layer,)
+    shares: dict[str, Any] = {
+        "axes": (layer, route),
+        "kind": "share",
+        "target": target_fractions,
+        "in_force": ~_stacked(records, "warming_up").unsqueeze(-1),
+    }
     return {
         "route_share": Measure(
-            _stacked(records, "route_fractions"), (layer, route), "share", target=target_fractions
+            _stacked(records, "route_fractions"), **shares, meaning="tokens that take each route"
         ),
         "route_probability": Measure(
-            _stacked(records, "mean_probabilities"), (layer, route), "share", target=target_fractions
+            _stacked(records, "mean_probabilities"),
+            **shares,
+            meaning="probability that the router gives each route, mean over tokens",
         ),
-        "threshold": Measure(_stacked(records, "thresholds"), (layer, threshold), "threshold"),
+        "threshold": Measure(
+            _stacked(records, "thresholds"),
+            (layer, threshold),
+            "threshold",
+            meaning="deviations at which a token's route changes, from forward over branch and backward to plastic",
+        ),
         "threshold_offset": Measure(
-            offsets.detach(), (layer, threshold), "level", reduce="none", unit="deviation"
+            offsets.detach(),
+            (layer, threshold),
+            "level",
+            reduce="none",
+            unit="deviation",
+            meaning="what learning has added to the thresholds",
         ),
-        "deviation": Measure(_stacked(records, "mean_deviation"), per_layer, "level", unit="deviation"),
-        "budget": Measure(_stacked(records, "mean_budget"), per_layer, "level", unit="units"),
-        "tokens_at": Measure(at_level.sum((1, 2)), (layer, Axis("units", levels)), "count", reduce="sum"),
-        "rows": Measure(rows, (layer, Axis("cap", ("below", "hit"))), "count", reduce="sum"),
+        "deviation": Measure(
+            _stacked(records, "mean_deviation"),
+            per_layer,
+            "level",
+            unit="deviation",
+            meaning="distance of a token from the running mean, in running standard deviations; mean over tokens",
+        ),
+        "budget": Measure(
+            _stacked(records, "mean_budget"),
+            per_layer,
+            "level",
+            unit="units",
+            meaning="energy of a token, mean over the tokens of a step",
+        ),
+        "tokens_at": Measure(
+            at_level.sum((1, 2)),
+            (layer, Axis("units", levels)),
+            "count",
+            reduce="sum",
+            meaning="tokens that cost so many units of energy",
+        ),
+        "rows": Measure(
+            rows,
+            (layer, Axis("cap", ("below", "hit"))),
+            "count",
+            reduce="sum",
+            meaning="sequences that stayed below their total of energy, and that hit it",
+        ),
         "overflow": Measure(
-            _stacked(records, "overflow"), (layer, Axis("overflow", ROUTES[1:])), "count", reduce="sum"
+            _stacked(records, "overflow"),
+            (layer, Axis("overflow", ROUTES[1:])),
+            "count",
+            reduce="sum",
+            meaning="tokens that went forward because their route had no room left",
         ),
     }
 
@@ -144,9 +190,20 @@ def measures_of(
 def token_measures_of(records: Sequence[EquilibriumRecord]) -> Mapping[str, TokenMeasure]:
     """Route, deviation and units of every token, ``(L, B, T)``."""
     return {
-        "route": TokenMeasure(_stacked(records, "route"), ROUTES),
-        "deviation": TokenMeasure(_stacked(records, "deviation"), unit="deviation"),
-        "budget": TokenMeasure(_stacked(records, "budget"), unit="units"),
+        "route": TokenMeasure(
+            _stacked(records, "route"),
+            ROUTES,
+            meaning="by rising deviation: forward goes on, branch is predicted by several heads (last layer), "
+            "backward passes the block before once more, plastic the adapter",
+        ),
+        "deviation": TokenMeasure(
+            _stacked(records, "deviation"),
+            unit="deviation",
+            meaning="distance from the running mean, in running standard deviations; decides the route",
+        ),
+        "budget": TokenMeasure(
+            _stacked(records, "budget"), unit="units", meaning="energy that the token may spend in this layer"
+        ),
     }
 
 

@@ -258,15 +258,27 @@ class LocalGPT(LanguageModel):
         if gates:
             values = torch.cat(gates).view(len(blocks), 2)
             axes = (layer, Axis("branch", ("attn", "mlp")))
-            measures["branch_gate"] = Measure(values, axes, "gain", reduce="none")
+            measures["branch_gate"] = Measure(
+                values, axes, "gain", reduce="none", meaning="learned factor on the output of each branch"
+            )
         biases = [b.attn.sig_bias.detach() for b in blocks if b.attn.sig_bias is not None]
         if biases:
-            measures["sigmoid_bias"] = Measure(torch.stack(biases), (layer,), "level", reduce="none")
+            measures["sigmoid_bias"] = Measure(
+                torch.stack(biases),
+                (layer,),
+                "level",
+                reduce="none",
+                meaning="learned number that is added to every attention score",
+            )
         if self.config.method in ("fa", "sign_sym"):
             cosines = torch.stack([torch.stack([_cosine(b, name) for name in BLOCK_LINEARS]) for b in blocks])
             names = tuple(name.partition(".")[2] for name in BLOCK_LINEARS)
             measures["feedback_cosine"] = Measure(
-                cosines, (layer, Axis("linear", names)), "level", reduce="none"
+                cosines,
+                (layer, Axis("linear", names)),
+                "level",
+                reduce="none",
+                meaning="cosine between the matrix that carries errors back and the weights; 1 is back-propagation",
             )
         return measures
 

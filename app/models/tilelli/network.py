@@ -233,16 +233,35 @@ class TilelliLM(LanguageModel):
         entropy = pathway_entropy(_stacked(output.routing, "router_weights").detach())  # (layers, B, T)
         layer, pathway, bank = Axis("layer"), Axis("pathway", self.pathway_names), Axis("bank")
         measures = {
-            "pathway_share": Measure(weights.mean((1, 2)), (layer, pathway), "share"),
-            "router_entropy": Measure(entropy.mean((1, 2)), (layer,), "level", unit="nats"),
+            "pathway_share": Measure(
+                weights.mean((1, 2)),
+                (layer, pathway),
+                "share",
+                meaning="weight that tokens give each pathway, mean over the tokens of a step",
+            ),
+            "router_entropy": Measure(
+                entropy.mean((1, 2)),
+                (layer,),
+                "level",
+                unit="nats",
+                meaning="how undecided a token's router is between the pathways; 0 where it takes one alone",
+            ),
         }
         if self.n_banks > 1:
             load = bank_load(_stacked(output.routing, "bank_index"), weights, self.n_banks, (1, 2))
             probability = _stacked(output.routing, "bank_probability").detach()
             uniform = probability.new_tensor(1 / (len(self.pathway_names) * self.n_banks))
             axes = (layer, pathway, bank)
-            measures["bank_load"] = Measure(load, axes, "count", reduce="sum")
-            measures["bank_probability"] = Measure(probability, axes, "share", target=uniform)
+            measures["bank_load"] = Measure(
+                load, axes, "count", reduce="sum", meaning="tokens that use each bank of each pathway"
+            )
+            measures["bank_probability"] = Measure(
+                probability,
+                axes,
+                "share",
+                target=uniform,
+                meaning="probability of each bank of each pathway, mean over the tokens of a step",
+            )
         return measures
 
     def token_measures(self, output: LanguageModelOutput) -> Mapping[str, TokenMeasure]:
@@ -250,16 +269,30 @@ class TilelliLM(LanguageModel):
         weights = _stacked(output.routing, "pathway_weights").detach()  # (layers, B, T, P)
         router_weights = _stacked(output.routing, "router_weights").detach()
         found = {
-            "pathway": TokenMeasure(weights.argmax(-1), self.pathway_names),
-            "router entropy": TokenMeasure(pathway_entropy(router_weights), unit="nats"),
+            "pathway": TokenMeasure(
+                weights.argmax(-1),
+                self.pathway_names,
+                meaning="the pathway that weighs most in what the layer adds",
+            ),
+            "router entropy": TokenMeasure(
+                pathway_entropy(router_weights),
+                unit="nats",
+                meaning="how undecided the router is between the pathways; 0 where it takes one alone",
+            ),
         }
         for p, name in enumerate(self.pathway_names):
-            found[f"weight of {name}"] = TokenMeasure(weights[..., p])
+            found[f"weight of {name}"] = TokenMeasure(
+                weights[..., p], meaning=f"weight of the {name} pathway in what the layer adds, from 0 to 1"
+            )
         if self.n_banks > 1:
             banks = _stacked(output.routing, "bank_index")
             labels = tuple(f"bank {number}" for number in range(self.n_banks))
             for p, name in enumerate(self.pathway_names):
-                found[f"bank of {name}"] = TokenMeasure(banks[..., p], labels)
+                found[f"bank of {name}"] = TokenMeasure(
+                    banks[..., p],
+                    labels,
+                    meaning=f"set of weights that the {name} pathway uses for the token",
+                )
         return found
 
     def ternary_weights(self) -> Mapping[str, TernaryWeight]:
