@@ -1,8 +1,12 @@
 """What is answered before anything heavy is imported, and how fast."""
 
+import resource
+import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pytest
@@ -11,7 +15,7 @@ from app import __version__
 from app.run.lock import RunLock
 from tests.app.conftest import Reference
 from tests.support import runs
-from tests.support.application import Application, Ended, real
+from tests.support.application import Application, Ended, environment, real
 
 pytestmark = pytest.mark.process
 
@@ -78,6 +82,31 @@ def test_fit_lists_its_options(application: Application, tmp_path: Path) -> None
     ):
         assert option in ended.out, option
     assert not list(tmp_path.iterdir())
+
+
+def test_the_options_need_none_of_the_frameworks_optional_packages(tmp_path: Path) -> None:
+    process = real(["fit", "--help"], tmp_path, env={"PYTHONPROFILEIMPORTTIME": "1"})
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert "--trainer.max_steps" in out
+    imported = {line.rpartition("|")[2].strip() for line in err.splitlines()}
+    assert "lightning.pytorch" in imported
+    assert not imported & {"matplotlib", "scipy", "transformers"}
+
+
+@pytest.mark.stress
+def test_the_options_cost_less_than_the_framework(tmp_path: Path) -> None:
+    """Processor time of a process that lists them, against one that imports the framework; medians of five each."""
+    framework = [sys.executable, "-c", "import lightning.pytorch"]
+    listing = [sys.executable, "-m", "app", "fit", "--help"]
+    seconds: dict[str, list[float]] = {"framework": [], "listing": []}
+    for _ in range(5):
+        for name, command in (("framework", framework), ("listing", listing)):
+            before = resource.getrusage(resource.RUSAGE_CHILDREN)
+            subprocess.run(command, cwd=tmp_path, env=environment(), check=True, capture_output=True)
+            after = resource.getrusage(resource.RUSAGE_CHILDREN)
+            seconds[name].append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    assert median(seconds["listing"]) <= 0.7 * median(seconds["framework"]), seconds
 
 
 def test_a_finished_run_is_left_alone(reference: Reference, tmp_path: Path) -> None:
