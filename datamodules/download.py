@@ -1,6 +1,7 @@
 """Files that are downloaded once, checked, and kept."""
 
 import hashlib
+import http
 import http.client
 import os
 import urllib.error
@@ -101,22 +102,34 @@ class Download:
                 goes_on = response.status == 206 and response.headers.get("Content-Range", "").startswith(
                     f"bytes {n_before}-"
                 )
-                chunks = self._chunks(response, self.n_bytes - (n_before if goes_on else 0))
+                chunks = self._chunks(response, self.n_bytes - (n_before if goes_on else 0), target)
                 with partial.open("ab" if goes_on else "wb") as file:
                     for chunk in chunks:
                         file.write(chunk)
                     file.flush()
                     os.fsync(file.fileno())
         except urllib.error.HTTPError as error:
+            if n_before and error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+                # What was kept is as long as the file there, or longer: it is of another one.
+                partial.unlink()
+                self._transfer(partial, 0, target)
+                return
             raise DataError(self._failure(target, f"the download failed ({error})")) from None
         except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
             raise DataError(self._failure(target, f"the download failed ({_reason(error)})")) from None
 
-    @staticmethod
-    def _chunks(response: Any, n_expected: int) -> Iterator[bytes]:
+    def _chunks(self, response: Any, n_expected: int, target: Path) -> Iterator[bytes]:
         """The body; one byte more than expected is enough to see that the content is another one."""
         n_left = n_expected + 1
-        while n_left and (chunk := response.read(min(n_left, _CHUNK_BYTES))):
+        while n_left:
+            try:
+                chunk = response.read(min(n_left, _CHUNK_BYTES))
+            except (OSError, http.client.HTTPException) as error:  # of the network, and not of the disk
+                raise DataError(
+                    self._failure(target, f"the transfer broke off ({_reason(error)}); what has come is kept")
+                ) from None
+            if not chunk:
+                return
             n_left -= len(chunk)
             yield chunk
 

@@ -25,10 +25,14 @@ class FileHashes:
     def __init__(self, index: Path):
         self.index = index
         self.changed: list[Path] = []
+        self._hashed: dict[Path, list[int]] = {}
         try:
-            self._known: dict[str, list[Any]] = dict(json.loads(index.read_text(encoding="utf-8")))
+            kept = dict(json.loads(index.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):
-            self._known = {}
+            kept = {}
+        self._known: dict[str, list[Any]] = {
+            place: entry for place, entry in kept.items() if isinstance(entry, list) and entry
+        }
 
     def of(self, files: Sequence[Path]) -> list[str]:
         """Digests of files, in order; :attr:`changed` names those that were others before.
@@ -39,7 +43,7 @@ class FileHashes:
         digests, before = [], dict(self._known)
         for file in files:
             place = str(file.absolute())
-            signature = self.signature(file)
+            signature = self._hashed[file] = self.signature(file)
             known = self._known.get(place)
             if known is None or known[:-1] != signature:
                 # Zeros for a file so fresh that a further change may not show; no signature is like them.
@@ -55,6 +59,14 @@ class FileHashes:
                 self.index.parent.mkdir(parents=True, exist_ok=True)
                 write_text(self.index, json.dumps(self._known, indent=0) + "\n")
         return digests
+
+    def are_as_hashed(self, files: Sequence[Path]) -> bool:
+        """Whether files are still those whose digests :meth:`of` has given last.
+
+        Raises:
+            DataError: one cannot be read.
+        """
+        return all(self.signature(file) == self._hashed[file] for file in files)
 
     @classmethod
     def signature(cls, file: Path) -> list[int]:

@@ -1,9 +1,9 @@
 """Any text data set of the Hugging Face hub."""
 
 from datamodules.base import MAX_BYTES_ON_DEVICE
+from datamodules.hub import HubDataset
 from datamodules.preparation import TokenizerKind
 from datamodules.prepared import PreparedDataModule, shared_arguments
-from datamodules.rows import HubDataset
 from datamodules.splits import DataSource, HubTexts
 
 

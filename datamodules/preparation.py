@@ -1,7 +1,6 @@
 """From a data set to prepared token files, once."""
 
 import os
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,7 +20,7 @@ from datamodules.text import summarise
 from datamodules.token_files import PreparedText, TokenWriter
 from datamodules.tokenizers import ByteTokenizer, CharTokenizer, GPT2Tokenizer, Tokenizer, WordTokenizer
 from datamodules.tokenizers.bpe import DEFAULT_VOCAB_SIZE, train_bpe
-from datamodules.tokenizers.word import choose_words
+from datamodules.tokenizers.word import choose_words, count_vocabulary
 
 TokenizerKind = Literal["bpe", "word", "char", "byte", "gpt2"]
 #: byte pairs of a longer text are learnt from parts of it, evenly spread, whose words fit in memory
@@ -74,7 +73,7 @@ class Preparation:
         try:
             self.cache_dir.mkdir(parents=True, exist_ok=True)
             lock = self.cache_dir / f".{self._request[:16]}.lock"
-            with exclusive(lock, lambda: progress.note("another process prepares it; waiting")):
+            with exclusive(lock, lambda: self._tell_of_waiting(progress)):
                 return self._find() or self._prepare(progress)
         except OSError as error:
             raise token_files.storage_error(error, self.cache_dir) from None
@@ -139,31 +138,45 @@ class Preparation:
         if self._hashes.changed:
             names = ", ".join(str(file) for file in self._hashes.changed[:3])
             progress.note(f"{names} changed since it was prepared; preparing it again")
-        signatures = [FileHashes.signature(file) for file in self.source.files]
         tokenizer = self._known_tokenizer()
         if tokenizer is None:
             tokenizer = self._make_tokenizer(progress)
+            self._check_unchanged()
             self._tokenizer_file.parent.mkdir(exist_ok=True)
             tokenizer.save(self._tokenizer_file)
         folder = self._folder(tokenizer)
+        # Other requests may lead to the same tokenizer and so to the same folder.
+        with exclusive(self.cache_dir / f".{folder.name}.lock", lambda: self._tell_of_waiting(progress)):
+            found = token_files.load(folder, self._hashes)
+            return found or self._write(folder, tokenizer, progress)
+
+    def _write(self, folder: Path, tokenizer: Tokenizer, progress: Progress) -> PreparedText:
         with token_files.new_folder(folder) as staging:
             writer = TokenWriter(staging, tokenizer)
             self._write_tokens(writer, tokenizer, progress)
-            if signatures != [FileHashes.signature(file) for file in self.source.files]:
-                raise DataError(
-                    f"{self.source.label}: the text changed while it was read. Start again when nothing writes to it."
-                )
+            self._check_unchanged()
             writer.finish(
                 {
                     "source": self.source.label,
                     "identity": self._identity,
                     "tokenizer_kind": self.kind,
-                    "license": self.source.license,
+                    "license": self.source.find_license(),
                 }
             )
         prepared = token_files.load(folder, self._hashes)
         assert prepared is not None, f"{folder} was just written"
         return prepared
+
+    def _check_unchanged(self) -> None:
+        """What is kept under the hashes of the files must have been read from files with these hashes."""
+        if not self._hashes.are_as_hashed(self.source.files):
+            raise DataError(
+                f"{self.source.label}: the text changed while it was read. Start again when nothing writes to it."
+            )
+
+    @staticmethod
+    def _tell_of_waiting(progress: Progress) -> None:
+        progress.note("another process prepares it; waiting")
 
     def _make_tokenizer(self, progress: Progress) -> Tokenizer:
         if self.kind == "char":
@@ -173,12 +186,14 @@ class Preparation:
             return CharTokenizer(text.alphabet)
         train = (piece for split, piece in self._texts() if split == "train")
         if self.kind == "word":
-            counts: Counter[str] = Counter()
-            for text_part in segments(progress.stage("words", train, self._n_bytes)):
-                counts.update(text_part.split())
+            parts = segments(progress.stage("words", train, self._n_bytes))
+            try:
+                counts = count_vocabulary(parts, self.max_vocab_size)
+            except DataError as error:
+                raise DataError(_located(error, self.source.label)) from None
             return WordTokenizer(choose_words(counts, self.max_vocab_size))
-        parts = self._spread(segments(progress.stage("byte pairs", train, self._n_bytes)))
-        return train_bpe(parts, self.max_vocab_size or DEFAULT_VOCAB_SIZE)
+        spread = self._spread(segments(progress.stage("byte pairs", train, self._n_bytes)))
+        return train_bpe(spread, self.max_vocab_size or DEFAULT_VOCAB_SIZE)
 
     def _spread(self, parts: Iterable[str]) -> Iterator[str]:
         """Evenly spread parts with at most :data:`MAX_BPE_CHARACTERS` together, as far as can be told ahead."""

@@ -8,9 +8,10 @@ from typing import Any
 from app.run.errors import ConfigurationError, DataError
 from datamodules.base import TokenDataModule
 from datamodules.corpus import Corpus, check_lengths
+from datamodules.hub import OfflineError
 from datamodules.preparation import Preparation, TokenizerKind
-from datamodules.rows import OfflineError
 from datamodules.splits import SPLITS, DataSource
+from datamodules.token_files import key_of
 from datamodules.tokenizers import KINDS
 from datamodules.tokenizers.bpe import MIN_VOCAB_SIZE
 
@@ -137,6 +138,8 @@ class PreparedDataModule(TokenDataModule):
             "source": source.name,
             **{f"{split}_sha256": facts[split].sha256 for split in SPLITS if split in facts},
             "tokenizer": tokenizer.hash,
+            # Of the same text too, another version of a library might make others.
+            "tokens_sha256": key_of([facts[split].tokens_sha256 for split in SPLITS if split in facts]),
             **{f"{split}_tokens": n_tokens[split] for split in SPLITS},
         }
         counted = " / ".join(

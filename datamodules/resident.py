@@ -15,6 +15,8 @@ from datamodules.windows import TrainWindows, shard
 
 #: tokens of the micro-batches that are cut at once: so many cost a step next to nothing, in 24 MiB
 _TOKENS_AHEAD = 1 << 20
+#: micro-batches that are cut at once: of tiny ones that many tokens would be seconds of work at the start
+_BATCHES_AHEAD = 256
 
 
 def on_device(tokens: np.ndarray, device: torch.device) -> Tensor:
@@ -55,7 +57,7 @@ class ResidentTrainLoader:
     def _batches(self) -> Iterator[Batch]:
         sampler = iter(self.sampler)
         first = next(sampler)
-        n_ahead = max(1, _TOKENS_AHEAD // (len(first) * self.windows.block_size))
+        n_ahead = min(max(1, _TOKENS_AHEAD // (len(first) * self.windows.block_size)), _BATCHES_AHEAD)
         batches = chain([first], sampler)
         while True:
             # Cutting is a handful of launches, which on a host that is behind its GPU is time that every step

@@ -127,7 +127,7 @@ def path_source(path: Path) -> TextSource:
     Raises:
         DataError: no such file, not a regular file, or a folder without text files.
     """
-    if not path.is_dir():
+    if not os.path.isdir(path):  # Path.is_dir raises where the name is too long
         check_regular_file(path)
         return TextSource("path", str(path), (path,), read_text)
     files = sorted(files_below(path, TEXT_SUFFIXES), key=lambda file: file.relative_to(path).as_posix())

@@ -1,5 +1,6 @@
 """A data set: the texts of its splits, and what identifies them."""
 
+import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -8,7 +9,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from app.run.errors import DataError
-from datamodules.rows import ROW_SUFFIXES, HubDataset, HubSplit, read_jsonl, read_parquet
+from datamodules.hub import HubDataset, HubSplit
+from datamodules.rows import ROW_SUFFIXES, read_jsonl, read_parquet
 from datamodules.sources import TEXT_SUFFIXES, TextSource, files_below
 from datamodules.text import check_regular_file, read_text
 
@@ -49,7 +51,7 @@ class DataSource:
         identity: plain values beside the files' content that tell one text from another.
         texts: by split, ``train`` at least; where it is the only one, the others are cut from its end.
         files: what the texts are read from; a change of one of them is a change of the text.
-        license: of the data set, where it is known.
+        license: of the data set, where it is known ahead.
     """
 
     name: str
@@ -58,6 +60,14 @@ class DataSource:
     texts: Mapping[str, SplitText]
     files: tuple[Path, ...] = ()
     license: str | None = None
+
+    def find_license(self) -> str | None:
+        """The licence that is known, or the one that the hub's data set states."""
+        return (
+            self.texts.dataset.license
+            if isinstance(self.texts, HubTexts) and not self.license
+            else self.license
+        )
 
 
 @dataclass(frozen=True)
@@ -107,7 +117,7 @@ def local_source(path: Path, text_column: str, name: str = "text", blank_row: st
     Raises:
         DataError: nothing there, or nothing to train on.
     """
-    if not path.is_dir():
+    if not os.path.isdir(path):  # Path.is_dir raises where the name is too long
         check_regular_file(path)
         files: dict[str, list[Path]] = {"train": [path]}
     else:

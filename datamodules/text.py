@@ -47,8 +47,8 @@ def check_regular_file(path: Path) -> None:
                 "Restore the target or give the file itself."
             ) from None
         raise DataError(f"{path}: no such file or folder ({path.absolute()}).") from None
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}).") from None
+    except (OSError, ValueError) as error:  # the latter of a name with a NUL character
+        raise DataError(f"{path}: cannot be read ({getattr(error, 'strerror', error)}).") from None
     if not stat.S_ISREG(mode):
         kinds = {
             stat.S_IFIFO: "a named pipe",

@@ -1,14 +1,15 @@
 """WikiText (Merity et al. 2016, "Pointer Sentinel Mixture Models", arXiv 1609.07843)."""
 
 import difflib
+import os
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from app.run.errors import DataError
 from datamodules.base import MAX_BYTES_ON_DEVICE
+from datamodules.hub import HubDataset
 from datamodules.preparation import TokenizerKind
 from datamodules.prepared import PreparedDataModule, shared_arguments
-from datamodules.rows import HubDataset
 from datamodules.splits import DataSource, HubTexts, local_source
 
 WikiTextName = Literal["wikitext-2-raw-v1", "wikitext-103-raw-v1", "wikitext-2-v1", "wikitext-103-v1"]
@@ -103,7 +104,7 @@ class WikiTextDataModule(PreparedDataModule):
             )
         folder = Path(self.data_dir).expanduser()
         inner = folder / self.name
-        source = local_source(inner if inner.is_dir() else folder, "text", self.name, BLANK_ROW)
+        source = local_source(inner if os.path.isdir(inner) else folder, "text", self.name, BLANK_ROW)
         if "val" not in source.texts:
             raise DataError(
                 f"data_dir: {folder} has no validation files; name the splits train, valid and test "

@@ -5,6 +5,7 @@ import time
 from app.run import arguments
 from app.run.configuration import find_config, read_config
 from app.run.errors import ConfigurationError, ExitCode
+from app.run.signals import StopRequests
 
 USAGE = """usage: app prepare --config NAME_OR_FILE [options as for fit]
 
@@ -36,7 +37,11 @@ def run(name: str, words: list[str]) -> int:
 
     cli = RunCLI(launch, files)
     started = time.monotonic()
-    data = cli.build_data()
+    requests = StopRequests()  # a signal ends it with its exit code, and what is half done is cleared away
+    try:
+        data = cli.build_data()
+    finally:
+        requests.restore()
     for note in cli.notes():
         print(f"note     {note}")
     print(f"data     {data.describe()}")

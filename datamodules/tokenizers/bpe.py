@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from itertools import chain, islice
 from pathlib import Path
@@ -18,6 +18,11 @@ DEFAULT_VOCAB_SIZE = 8192
 MIN_VOCAB_SIZE = 257  # the 256 bytes and one merge
 #: characters from which pairs are learnt at once: enough to be fast, few enough to stay small in memory
 _SLICE_CHARACTERS = 1 << 14
+#: UTF-8 bytes of different words that pairs are learnt from: the library takes up to 130 bytes for each of them
+MAX_LEARNT_BYTES = 8 << 20
+#: a longer word, such as a line without white space, is learnt from in parts of so many characters: the library looks
+#: through a whole word for each pair that it merges there
+_MAX_LEARNT_CHARACTERS = 256
 #: words merged at once by the library, which takes about a kilobyte for each
 _WORDS_AT_ONCE = 1 << 13
 #: words whose ids are remembered, in about 20 MB
@@ -149,7 +154,10 @@ class GPT2Tokenizer(BPETokenizer):
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> BPETokenizer:
-    """Learns the merges of a text.
+    """Learns the merges of a text, in bounded memory whatever it is.
+
+    Once its different words take :data:`MAX_LEARNT_BYTES`, which those of some hundred megabytes of prose do not,
+    those that have occurred before go on to count and new ones do not.
 
     Args:
         texts: parts of the training split.
@@ -162,9 +170,31 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> BPETokenizer:
     trainer = tokenizers.trainers.BpeTrainer(
         vocab_size=vocab_size, initial_alphabet=sorted(_printable_bytes()), show_progress=False
     )
-    encoder.train_from_iterator((part for text in texts for part in slices(text)), trainer)
+    encoder.train_from_iterator(_learnable(texts), trainer)
     model = json.loads(encoder.to_str())["model"]
     return BPETokenizer(model["vocab"], [(left, right) for left, right in model["merges"]])
+
+
+def _learnable(texts: Iterable[str]) -> Iterator[str]:
+    """Parts of the texts, without what would take more memory than :data:`MAX_LEARNT_BYTES` allow."""
+    seen: set[str] = set()
+    n_left = MAX_LEARNT_BYTES
+    for part in (part for text in texts for part in slices(text)):
+        words = _WORD.findall(part)
+        is_whole = True
+        for word in sorted(set(words) - seen):
+            n_bytes = len(word) if word.isascii() else len(word.encode())
+            is_short = len(word) <= _MAX_LEARNT_CHARACTERS
+            is_whole = is_whole and is_short and n_bytes <= n_left
+            if n_bytes > n_left:
+                continue
+            n_left -= n_bytes
+            if is_short:
+                seen.add(word)
+            else:
+                starts = range(0, len(word), _MAX_LEARNT_CHARACTERS)
+                yield from (word[start : start + _MAX_LEARNT_CHARACTERS] for start in starts)
+        yield part if is_whole else "".join(word for word in words if word in seen)
 
 
 def slices(text: str, size: int = _SLICE_CHARACTERS) -> Iterable[str]:

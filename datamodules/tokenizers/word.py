@@ -1,6 +1,7 @@
 """One token per word, counted as the literature on WikiText and Penn Treebank counts them."""
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -9,11 +10,44 @@ from app.run.errors import DataError
 from datamodules.tokenizers.base import BytesTokenizer
 
 UNKNOWN, END_OF_LINE = "<unk>", "<eos>"
+MAX_COUNTED_WORDS = 1 << 20
+MAX_WORD_CHARACTERS = 1000
 
 
 def count_words(text: str) -> int:
     """Word tokens of a text: what white space separates, and one ``<eos>`` per line end."""
     return len(text.split()) + text.count("\n")
+
+
+def count_vocabulary(texts: Iterable[str], max_vocab_size: int | None) -> Counter[str]:
+    """Occurrences of the words of a text, in bounded memory whatever it is.
+
+    Of a text of up to :data:`MAX_COUNTED_WORDS` different words all are counted exactly. Of a longer one the rarest
+    are forgotten from time to time (Manku and Motwani 2002), which the most frequent ones do not notice. What is
+    longer than :data:`MAX_WORD_CHARACTERS` is no word: it stays unknown.
+
+    Args:
+        texts: parts of the training split that end between words.
+        max_vocab_size: how many are wanted; None for all.
+
+    Raises:
+        DataError: all are wanted, and there are more than :data:`MAX_COUNTED_WORDS`.
+    """
+    counts: Counter[str] = Counter()
+    n_kept = max(MAX_COUNTED_WORDS, max_vocab_size or 0)
+    for text in texts:
+        words = text.split()
+        if max(map(len, words), default=0) > MAX_WORD_CHARACTERS:
+            words = [word for word in words if len(word) <= MAX_WORD_CHARACTERS]
+        counts.update(words)
+        if max_vocab_size is None and len(counts) > n_kept:
+            raise DataError(
+                f"max_vocab_size: there are more than {n_kept:,} different words; set it, to 100000 say."
+            )
+        if len(counts) > 2 * n_kept:
+            least = sorted(counts.values(), reverse=True)[n_kept]
+            counts = Counter({word: n for word, n in counts.items() if n > least})
+    return counts
 
 
 def choose_words(counts: Mapping[str, int], max_vocab_size: int | None) -> list[str]:

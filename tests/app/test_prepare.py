@@ -1,8 +1,10 @@
 """Prepared texts from the command line to trained, evaluated and continued runs."""
 
+import hashlib
 import json
 import math
 import re
+import signal
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -107,9 +109,13 @@ def test_word_perplexity_of_a_text_counted_by_hand(application: Application, tmp
     (tmp_path / "valid.txt").write_text(" one two three\nfour\n")
     (tmp_path / "train.txt").write_text("one two three four five\n" * 20)
     config = configuration(tmp_path, data__init_args__tokenizer="byte", trainer__max_steps=1)
-    made = application.fit(tiny.write(tmp_path / "byte.yaml", config), tmp_path / "run")
+    made = tmp_path / "run"
+    words = ("--config", tiny.write(tmp_path / "byte.yaml", config), "--run_dir", made)
+    trained = application.run("fit", *words, cwd=tmp_path)
     found = figures(application.run("validate", made, cwd=tmp_path))
     nats = found["val/loss"] * 19
+    assert f", {math.exp(nats / 6):.1f} word perplexity" in trained.out, trained
+    assert f"  word ppl {math.exp(nats / 6):.1f}\n" in trained.out, trained
     assert found["val/tokens"] == 19
     assert found["val/word_perplexity"] == pytest.approx(math.exp(nats / 6), rel=1e-4)
     assert found["val/token_perplexity"] == pytest.approx(math.exp(nats / 19), rel=1e-5)
@@ -173,13 +179,44 @@ def test_an_edited_text_is_refused_or_recorded(application: Application, tmp_pat
     )
     assert "--accept_data_change" in refused.err
     assert "train.txt changed since it was prepared" in refused.err
-    assert len([line for line in refused.err.splitlines() if line.startswith("error: ")]) == 1
+    told = [line.split(" is ")[0] for line in refused.err.splitlines() if line.startswith("error: ")]
+    assert told == ["error: data: tokens_sha256", "error: data: train_sha256"]
     accepted = application.go_on(made, "--trainer.max_steps", 6, "--accept_data_change")
     assert accepted.code == 0, accepted
     change = runs.launches(made)[-1]["changes"]
     assert any(re.fullmatch(r"data train_sha256: '\w{64}' -> '\w{64}'", line) for line in change), change
     assert "changed  data train_sha256" in accepted.out
     assert application.go_on(made, "--trainer.max_steps", 8).code == 0  # the run has the new text now
+
+
+def test_tokens_that_were_edited_are_refused(application: Application, tmp_path: Path) -> None:
+    for split, n in (("train", 20), ("valid", 10)):
+        (tmp_path / f"{split}.txt").write_text("".join(LINES) * n)
+    made = application.fit(tiny.write(tmp_path / "a.yaml", configuration(tmp_path)), tmp_path / "run")
+    (folder,) = (path.parent for path in (tmp_path / ".cache").glob("*/meta.json"))
+    tokens = (folder / "train.bin").read_bytes()
+    edited = tokens[1:] + tokens[:1]
+    (folder / "train.bin").write_bytes(edited)
+    meta = (folder / "meta.json").read_text()
+    hashes = [hashlib.sha256(content).hexdigest() for content in (tokens, edited)]
+    assert hashes[0] in meta
+    (folder / "meta.json").write_text(meta.replace(*hashes))  # together with their hash
+    refused = application.go_on(made, "--trainer.max_steps", 6)
+    assert refused.code == 2, refused
+    assert "error: data: tokens_sha256 is '" in refused.err
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_ends_a_preparation_and_clears_away(
+    application: Application, folder: Path, tmp_path: Path, signum: int, code: int
+) -> None:
+    cache = tmp_path / "cache"
+    config = tiny.write(tmp_path / "a.yaml", configuration(folder, data__init_args__cache_dir=str(cache)))
+    at_work = f"import os\nfrom datamodules.token_files import SplitWriter\nSplitWriter.ids = lambda *_, **__: os.kill(os.getpid(), {int(signum)})"
+    ended = application.run("prepare", "--config", config, cwd=tmp_path, prelude=at_work)
+    assert ended.code == code, ended
+    assert "Traceback" not in ended.err
+    assert not [path for path in cache.iterdir() if path.suffix == ".tmp" or (path / "meta.json").exists()]
 
 
 BAD = {

@@ -2,17 +2,23 @@
 
 import hashlib
 import os
+import socket
+import ssl
+import struct
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from app.run.errors import DataError, StorageError
+from datamodules import download as download_module
 from datamodules import sources
 from datamodules.download import Download
 from datamodules.sources import open_source
@@ -25,6 +31,10 @@ class Server(ThreadingHTTPServer):
 
     n_requests = 0
     n_bytes_sent = 0
+
+    def __init__(self, *args: Any):
+        super().__init__(*args)
+        self.is_over = threading.Event()
 
     def download(self, name: str) -> Download:
         url = f"http://127.0.0.1:{self.server_port}/{name}"
@@ -42,6 +52,9 @@ class Handler(BaseHTTPRequestHandler):
         bodies = {"/other": CONTENT.upper(), "/longer": CONTENT + b"more", "/short": CONTENT[:500]}
         body = bodies.get(self.path, CONTENT)
         wanted = self.headers.get("Range")
+        if wanted and self.path == "/strict":
+            self.send_error(416)
+            return
         if wanted and self.path != "/deaf":
             first = int(wanted.removeprefix("bytes=").removesuffix("-"))
             body = body[first:]
@@ -52,7 +65,14 @@ class Handler(BaseHTTPRequestHandler):
         self.server.n_bytes_sent += len(body)
         self.send_header("Content-Length", str(len(CONTENT) if self.path == "/short" else len(body)))
         self.end_headers()
-        self.wfile.write(body)
+        self.wfile.write(body[:600] if self.path in ("/reset", "/stalled") else body)
+        if self.path == "/reset":
+            # A lingering time of 0: the connection ends by a reset and not as it should.
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            time.sleep(0.1)
+            self.connection.close()
+        elif self.path == "/stalled":
+            self.server.is_over.wait(10)
 
     def log_message(self, format: str, *args: object) -> None:
         pass
@@ -65,6 +85,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
         thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         yield running
+        running.is_over.set()
         running.shutdown()
         thread.join()
 
@@ -120,6 +141,33 @@ def test_an_interrupted_transfer_goes_on_where_it_ended(server: Server, tmp_path
 def test_a_server_that_sends_no_parts_sends_the_whole(server: Server, tmp_path: Path) -> None:
     failure(server.download("short"), tmp_path)
     assert server.download("deaf").fetch(tmp_path).read_bytes() == CONTENT
+
+
+def test_a_server_that_refuses_the_part_sends_the_whole(server: Server, tmp_path: Path) -> None:
+    failure(server.download("short"), tmp_path)
+    assert server.download("strict").fetch(tmp_path).read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("name", ["reset", "stalled"])
+def test_a_connection_that_breaks(
+    server: Server, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(download_module, "_TIMEOUT_SECONDS", 0.5)
+    monkeypatch.setattr(download_module, "_CHUNK_BYTES", 100)
+    assert "the transfer broke off (" in failure(server.download(name), tmp_path)
+    server.n_bytes_sent = 0
+    assert server.download("good").fetch(tmp_path).read_bytes() == CONTENT
+    assert server.n_bytes_sent == len(CONTENT) - 600
+
+
+def test_a_failure_of_the_encryption_is_none_of_the_disk(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*args: Any) -> Any:
+        raise ssl.SSLError(1, "decryption failed")
+
+    monkeypatch.setattr("http.client.HTTPResponse.read", broken)
+    assert "the transfer broke off (" in failure(server.download("good"), tmp_path)
 
 
 @pytest.mark.parametrize("n_kept", [1, 1499, 1500, 1501])

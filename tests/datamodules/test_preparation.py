@@ -1,11 +1,13 @@
 """Prepared once, whole or not at all."""
 
+import hashlib
 import json
 import os
 import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -114,7 +116,11 @@ def test_a_changed_text_is_noticed_and_prepared_again(
     text_file.write_text(TEXT.replace("quick", "kciuq"), encoding="utf-8")
     os.utime(text_file, ns=(status.st_atime_ns, status.st_mtime_ns))  # neither size nor time tell
     after = make(text_file).fingerprint
-    assert {key for key in before if before[key] != after[key]} == {"train_sha256", "val_sha256"}
+    assert {key for key in before if before[key] != after[key]} == {
+        "train_sha256",
+        "val_sha256",
+        "tokens_sha256",
+    }
     assert "corpus.txt changed since it was prepared" in capsys.readouterr().err
     text_file.write_text(TEXT, encoding="utf-8")
     assert make(text_file).fingerprint == before
@@ -145,6 +151,92 @@ def test_a_text_that_changes_while_it_is_read(text_file: Path, monkeypatch: pyte
     with pytest.raises(DataError, match="changed while it was read"):
         make(text_file).check_source()
     assert prepared_folders(text_file.parent / "cache") == []
+
+
+def test_a_text_that_changes_before_it_is_read(text_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepare = preparation.Preparation._prepare
+
+    def edited(self: Any, progress: Any) -> Any:  # such as while it waited for another process
+        text_file.write_text(TEXT + "more", encoding="utf-8")
+        return prepare(self, progress)
+
+    monkeypatch.setattr(preparation.Preparation, "_prepare", edited)
+    with pytest.raises(DataError, match="changed while it was read"):
+        make(text_file).check_source()
+    assert prepared_folders(text_file.parent / "cache") == []
+
+
+def test_what_is_learnt_from_a_changing_text_is_not_kept(
+    text_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    args = {"tokenizer": "bpe", "max_vocab_size": 300}
+    train_bpe = preparation.train_bpe
+
+    def edited(*args: Any) -> Any:
+        text_file.write_text("another text altogether\n" * 50, encoding="utf-8")
+        return train_bpe(*args)
+
+    monkeypatch.setattr(preparation, "train_bpe", edited)
+    with pytest.raises(DataError, match="changed while it was read"):
+        make(text_file, **args).check_source()
+    monkeypatch.undo()
+    text_file.write_text(TEXT, encoding="utf-8")
+    clean = make(text_file, **args, cache_dir=str(text_file.parent / "clean")).fingerprint
+    assert make(text_file, **args).fingerprint == clean
+
+
+def test_tokens_edited_together_with_their_hash_are_others(text_file: Path) -> None:
+    before = make(text_file).fingerprint
+    cache = text_file.parent / "cache"
+    (name,) = prepared_folders(cache)
+    tokens = bytearray((cache / name / "train.bin").read_bytes())
+    tokens[5] ^= 1
+    (cache / name / "train.bin").write_bytes(tokens)
+    meta = json.loads((cache / name / "meta.json").read_text())
+    meta["splits"]["train"]["tokens_sha256"] = hashlib.sha256(tokens).hexdigest()
+    (cache / name / "meta.json").write_text(json.dumps(meta))
+    after = make(text_file).fingerprint
+    assert {key for key in before if before[key] != after[key]} == {"tokens_sha256"}
+
+
+def test_two_requests_for_one_folder_do_not_disturb_each_other(
+    text_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The vocabulary's size decides nothing about bytes; yet it is another request, with a lock of its own.
+    write = preparation.Preparation._write
+    other = threading.Thread(target=lambda: make(text_file, max_vocab_size=300).check_source())
+    n_written = 0
+
+    def slow(self: Any, *args: Any) -> Any:
+        nonlocal n_written
+        n_written += 1
+        if n_written == 1:
+            other.start()
+            other.join(0.3)
+            assert other.is_alive()
+        return write(self, *args)
+
+    monkeypatch.setattr(preparation.Preparation, "_write", slow)
+    make(text_file).check_source()
+    other.join(20)
+    assert not other.is_alive()
+    assert n_written == 1
+    assert len(prepared_folders(text_file.parent / "cache")) == 1
+
+
+def test_what_is_prepared_can_be_read_where_nothing_can_be_written(
+    text_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = make(text_file).fingerprint
+
+    def refuse(*args: Any) -> Any:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr("app.run.atomic.os.replace", refuse)
+    monkeypatch.setattr(preparation, "exclusive", refuse)
+    assert make(text_file).fingerprint == before
+    with pytest.raises(StorageError, match="Read-only file system"):
+        make(text_file, tokenizer="char").check_source()
 
 
 @pytest.mark.parametrize(
@@ -274,5 +366,6 @@ def test_hashes_are_remembered_while_nothing_changes(tmp_path: Path, monkeypatch
     again = FileHashes(tmp_path / "files.json")
     assert again.of([path]) != first
     assert again.changed == [path]
-    (tmp_path / "files.json").write_text("{")
-    assert FileHashes(tmp_path / "files.json").of([path]) == again.of([path])
+    for damage in ("{", "[]", json.dumps({str(path): 5}), json.dumps({str(path): []})):
+        (tmp_path / "files.json").write_text(damage)
+        assert FileHashes(tmp_path / "files.json").of([path]) == again.of([path])

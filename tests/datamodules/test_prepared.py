@@ -167,6 +167,30 @@ def test_wikitext_from_parquet_and_text_files_is_the_same(tmp_path: Path) -> Non
     assert data.vocab_size == 2 + len({word for line, _ in LINES for word in line.split()} - {"<unk>"})
 
 
+def test_wikitext_by_datasets_itself_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library finds configuration and splits in the hub's layout, here in a folder in place of the hub."""
+    lines = [line for line, _ in LINES] * 20
+    splits = {"train": lines, "validation": lines[:60], "test": lines[6:18]}
+    write_hub_layout(tmp_path / "hub", "wikitext-2-v1", splits)
+    configs = "".join(f"\n  - split: {split}\n    path: wikitext-2-v1/{split}-*" for split in splits)
+    (tmp_path / "hub" / "README.md").write_text(
+        f"---\nconfigs:\n- config_name: wikitext-2-v1\n  data_files:{configs}\n---\n"
+    )
+    monkeypatch.setattr("datamodules.wikitext.DATASET", str(tmp_path / "hub"))
+    monkeypatch.setattr("datamodules.hub._reaches_hub", lambda: False)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)  # both are put back afterwards
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf")
+    prints = [
+        WikiTextDataModule(
+            "wikitext-2-v1", "word", data_dir=data_dir, block_size=8, cache_dir=str(tmp_path / "cache")
+        ).fingerprint
+        for data_dir in (None, str(tmp_path / "hub"))
+    ]
+    assert prints[0] == prints[1]
+    assert prints[0]["val_tokens"] == sum(len(line.split()) + 1 for line in splits["validation"])
+
+
 def test_bytes_and_words_of_what_is_evaluated(tmp_path: Path) -> None:
     lines = "".join(line for line, _ in LINES)
     for split in ("train", "valid", "test"):
@@ -189,7 +213,7 @@ def test_without_validation_files_wikitext_is_refused(tmp_path: Path) -> None:
 
 
 def test_offline_names_the_command_and_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("datamodules.rows._reaches_hub", lambda: False)
+    monkeypatch.setattr("datamodules.hub._reaches_hub", lambda: False)
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)  # both are put back afterwards
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf")
@@ -227,7 +251,7 @@ def test_any_data_set_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         asked.append((args, kwargs))
         return found
 
-    monkeypatch.setattr("datamodules.rows._reaches_hub", lambda: True)
+    monkeypatch.setattr("datamodules.hub._reaches_hub", lambda: True)
     monkeypatch.setattr(datasets, "load_dataset", load)
 
     def stories(**args: Any) -> HFTextDataModule:
@@ -245,11 +269,9 @@ def test_any_data_set_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     cut = stories(val_fraction=0.25).check_source()
     assert (len(cut.train), len(cut.val)) == (240, 80)
     found = opened(train=["fine", None])
-    with pytest.raises(
-        DataError, match=r"someone/stories \(small\), split train, row 2: 'text' is missing or null"
-    ):
+    with pytest.raises(DataError, match=r"someone/stories \(small\), split train, row 2: 'text' is null"):
         stories(val_fraction=0.3).check_source()
-    with pytest.raises(DataError, match=r"no column 'body'; there are text"):
+    with pytest.raises(DataError, match=r"someone/stories: no field 'body'; there are 'text'"):
         HFTextDataModule("someone/stories", text_column="body", cache_dir=str(tmp_path)).check_source()
     found = opened(test=["a"])
     with pytest.raises(DataError, match="has no split train; there are test"):
@@ -350,6 +372,6 @@ def test_names_of_wikitext_and_settings_without_effect() -> None:
 def test_rows_that_cannot_be_used_are_named(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text(json.dumps({"text": "fine"}) + "\n{}\n")
-    with pytest.raises(DataError, match=r"a\.jsonl, row 2: 'text' is missing or null"):
+    with pytest.raises(DataError, match=r"a\.jsonl, row 2: no field 'text'; there are none"):
         make(path).check_source()
     assert not [entry for entry in os.scandir(tmp_path / "cache") if entry.is_dir()]

@@ -50,6 +50,29 @@ def test_training_batches(
             assert x_sliced.is_contiguous()
 
 
+def test_tiny_batches_are_cut_a_few_hundred_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    loader = ResidentTrainLoader(on_device(TOKENS, CPU), TrainWindows(len(TOKENS), 8, seed=3), 1, Placement())
+    asked: list[int] = []
+    starts = TrainWindows.starts
+
+    def counted(self: TrainWindows, index: np.ndarray) -> np.ndarray:
+        asked.append(len(index))
+        return starts(self, index)
+
+    monkeypatch.setattr(TrainWindows, "starts", counted)
+    assert len(list(islice(loader, 300))) == 300
+    assert asked == [256, 256]
+
+
+def test_a_batch_larger_than_what_is_cut_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resident, "_TOKENS_AHEAD", 100)
+    windows = TrainWindows(len(TOKENS), 50, seed=3)
+    (x, y), *_ = islice(ResidentTrainLoader(on_device(TOKENS, CPU), windows, 64, Placement(step=3)), 2)
+    (x_streamed, y_streamed), *_ = islice(train_loader(TOKENS, windows, 64, 0, Placement(step=3)), 1)
+    assert torch.equal(x, x_streamed)
+    assert torch.equal(y, y_streamed)
+
+
 @pytest.mark.parametrize("n_tokens", [2, 8, 9, 10, 64, 65, 203])
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 @pytest.mark.parametrize("stride", [1, 3, 8])

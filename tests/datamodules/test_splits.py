@@ -12,7 +12,9 @@ import pytest
 
 from app.run.errors import DataError
 from datamodules import rows
-from datamodules.rows import HubDataset, OfflineError, read_jsonl, read_parquet, row_text
+from datamodules.hub import HubDataset, OfflineError
+from datamodules.rows import read_jsonl, read_parquet, row_text
+from datamodules.sources import path_source
 from datamodules.splits import local_source, split_of
 
 
@@ -77,7 +79,7 @@ def test_a_folder_without_splits_is_one_text(tmp_path: Path) -> None:
     [
         ("{oops\n", "row 3: no JSON ("),
         ('"a text"\n', "row 3: holds str, must be an object with the field 'text'"),
-        ('{"other": 1}\n', "row 3: 'text' is missing or null"),
+        ('{"other": 1}\n', "row 3: no field 'text'; there are 'other'. Set text_column"),
         ('{"text": 5}\n', "row 3: 'text' is int, not a text"),
         ('{"text": "a\\u0000"}\n', "row 3: a NUL character at position 1"),
         ('{"text": "ab\\ud800"}\n', r"row 3: U+D800 at position 2 is half a character"),
@@ -99,9 +101,7 @@ def test_a_file_of_one_endless_line_is_no_jsonl(tmp_path: Path, monkeypatch: pyt
         list(read_jsonl(path, "text"))
 
 
-@pytest.mark.parametrize(
-    ("value", "reason"), [(None, "is missing or null"), ("a\0", "NUL character at position 1")]
-)
+@pytest.mark.parametrize(("value", "reason"), [(None, "is null"), ("a\0", "NUL character at position 1")])
 def test_a_bad_row_of_a_parquet_file_is_named(tmp_path: Path, value: Any, reason: str) -> None:
     path = write_parquet(tmp_path / "a.parquet", ["fine"] * 300 + [value, "fine"])
     with pytest.raises(DataError) as caught:
@@ -112,7 +112,7 @@ def test_a_bad_row_of_a_parquet_file_is_named(tmp_path: Path, value: Any, reason
 
 def test_parquet_files_that_are_none(tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "a.parquet", ["some text"] * 50, column="body")
-    with pytest.raises(DataError, match=r"no column 'text'; there are 'id', 'body'"):
+    with pytest.raises(DataError, match=r"no field 'text'; there are 'id', 'body'"):
         list(read_parquet(path, "text"))
     assert list(read_parquet(path, "body")) == ["some text\n"] * 50
     whole = path.read_bytes()
@@ -125,6 +125,60 @@ def test_parquet_files_that_are_none(tmp_path: Path) -> None:
     pq.write_table(pa.table({"text": [1, 2]}), numbers)
     with pytest.raises(DataError, match=r"row 1: 'text' is int, not a text"):
         list(read_parquet(numbers, "text"))
+
+
+def test_large_rows_are_unpacked_a_few_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_parquet(tmp_path / "a.parquet", [f"{i} " * 500 for i in range(200)])
+    asked: list[int] = []
+    iter_batches = pq.ParquetFile.iter_batches
+
+    def noted(self: Any, n_rows: int, **options: Any) -> Any:
+        asked.append(n_rows)
+        return iter_batches(self, n_rows, **options)
+
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", noted)
+    whole = list(read_parquet(path, "text"))
+    monkeypatch.setattr(rows, "_BATCH_BYTES", 20_000)
+    assert list(read_parquet(path, "text")) == whole
+    assert asked[0] > 200
+    assert 1 <= asked[1] < 200
+
+
+def test_names_that_are_patterns_elsewhere(tmp_path: Path) -> None:
+    path = write_parquet(tmp_path / "we[ird] *na?me" / "a.parquet", ["some text"])
+    assert list(read_parquet(path, "text")) == ["some text\n"]
+
+
+def test_texts_of_a_parquet_file_that_are_no_text(tmp_path: Path) -> None:
+    valid, invalid = pa.array(["fine", "ab\x00"]), pa.array([b"fine", b"ab\xff"])
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": pa.Array.from_buffers(pa.string(), 2, invalid.buffers())}), path)
+    with pytest.raises(DataError, match=r"no readable parquet file after row 0 \('utf-8' codec can't decode"):
+        list(read_parquet(path, "text"))
+    for texts, kind in ((invalid, "bytes"), (pa.array([{"a": "b"}]), "dict"), (pa.array([["a"]]), "list")):
+        pq.write_table(pa.table({"text": texts}), path)
+        with pytest.raises(DataError, match=f"row 1: 'text' is {kind}, not a text"):
+            list(read_parquet(path, "text"))
+    for type_ in (pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())):
+        pq.write_table(pa.table({"text": valid.slice(0, 1).cast(type_)}), path)
+        assert list(read_parquet(path, "text")) == ["fine\n"]
+
+
+def test_names_that_no_file_can_have(tmp_path: Path) -> None:
+    for name in ("x" * 300, "a\0b"):
+        with pytest.raises(DataError, match="cannot be read"):
+            local_source(tmp_path / name, "text")
+        with pytest.raises(DataError, match="cannot be read"):
+            path_source(tmp_path / name)
+
+
+def test_links_that_lead_round(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("text")
+    (tmp_path / "again").symlink_to(tmp_path)
+    assert "".join(local_source(tmp_path, "text").texts["train"].pieces()) == "text"
+    (tmp_path / "b.txt").symlink_to("b.txt")
+    with pytest.raises(DataError, match=r"b\.txt: cannot be read"):
+        local_source(tmp_path, "text")
 
 
 @pytest.mark.timeout(20)

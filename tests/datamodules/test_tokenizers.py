@@ -17,8 +17,10 @@ from datamodules.tokenizers import (
     Tokenizer,
     WordTokenizer,
 )
+from datamodules.tokenizers import bpe as bpe_module
+from datamodules.tokenizers import word as word_module
 from datamodules.tokenizers.bpe import slices, train_bpe
-from datamodules.tokenizers.word import choose_words, count_words
+from datamodules.tokenizers.word import choose_words, count_vocabulary, count_words
 
 MIXED = "a\nzé€😀"  # 1, 1, 1, 2, 3 and 4 bytes in UTF-8
 
@@ -220,6 +222,35 @@ def test_words_by_frequency() -> None:
     counts = {"b": 2, "a": 2, "c": 5, "<unk>": 9, "d": 1}
     assert choose_words(counts, None) == ["<unk>", "<eos>", "c", "a", "b", "d"]
     assert choose_words(counts, 4) == ["<unk>", "<eos>", "c", "a"]
+
+
+def test_words_of_a_text_of_any_size_are_counted_in_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    frequent = [
+        " ".join(["the", "of", "and"] * 5 + [f"{n:x}" for n in range(i, i + 50)]) for i in range(0, 2000, 50)
+    ]
+    monkeypatch.setattr(word_module, "MAX_COUNTED_WORDS", 100)
+    counts = count_vocabulary(frequent, 5)
+    assert len(counts) <= 2 * 100
+    assert choose_words(counts, 5) == ["<unk>", "<eos>", "and", "of", "the"]
+    assert counts["the"] == 200
+    with pytest.raises(DataError, match="max_vocab_size: there are more than 100 different words"):
+        count_vocabulary(frequent, None)
+    assert count_vocabulary(["a b a", "b " + "x" * 1001], None) == {"a": 2, "b": 2}
+
+
+def test_pairs_of_a_text_of_any_size_are_learnt_in_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = random.Random(0)
+    new = [" ".join(f"{draw.getrandbits(32):08x}" for _ in range(100)) for _ in range(50)]
+    texts = [f"the cat {part} sat\n" for part in new]
+    monkeypatch.setattr(bpe_module, "MAX_LEARNT_BYTES", 1000)
+    fed = "".join(bpe_module._learnable(texts))
+    assert fed.count(" sat") == fed.count("the") == 50  # what has occurred before goes on to count
+    assert sum(map(len, set(fed.split()))) <= 1000
+    monkeypatch.undo()
+    assert list(bpe_module._learnable([TEXT])) == [TEXT]  # a usual text is fed as it is
+    parts = list(bpe_module._learnable(["a " + "xyz" * 1000]))
+    assert max(map(len, parts)) <= 256
+    assert sorted("".join(parts)) == sorted("a " + "xyz" * 1000)
 
 
 def test_byte_pairs_are_those_of_the_library(bpe: BPETokenizer) -> None:
