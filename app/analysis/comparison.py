@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import re
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,6 +29,8 @@ FIGURES = (
 )
 
 MOST_IN_LABEL = 3  # settings; the table has them all
+#: a run directory's name that no person has chosen: a time and four hexadecimal digits
+GENERATED = re.compile(r"\d{8}T\d{6}\.\d{3}Z-[0-9a-f]{4}")
 
 
 @dataclass
@@ -54,6 +57,13 @@ class Run:
     def seed(self) -> Any:
         """The seed."""
         return self.configuration.get(SEED)
+
+    @property
+    def text(self) -> str:
+        """Name of the text that it was trained on; empty where the run does not say."""
+        source = str(self.context.get("data.source") or "")
+        path = self.configuration.get("data.init_args.path")
+        return Path(str(path)).name if source == "path" and path else source
 
     @property
     def last_step(self) -> int:
@@ -151,6 +161,18 @@ class Comparison:
     differences: dict[str, list[Any]]
     loss_key: str
 
+    @property
+    def texts(self) -> dict[str, tuple[str, list[str]]]:
+        """Fingerprint of each training text to its name and the letters of the groups that read it."""
+        found: dict[str, tuple[str, list[str]]] = {}
+        for group in self.groups:
+            run = group.runs[0]
+            if fingerprint := run.context.get("data.sha256") or run.context.get("data.train_sha256"):
+                python = run.context.get("data.python")
+                name = f"{run.text} of Python {python}" if python else run.text
+                found.setdefault(str(fingerprint), (name, []))[1].append(group.letter)
+        return found
+
 
 def compare(runs: Sequence[Run]) -> Comparison:
     """Groups runs that are equal up to the seed, and finds what the groups differ in.
@@ -172,6 +194,28 @@ def compare(runs: Sequence[Run]) -> Comparison:
         group.label = f"{label}, to step {group.runs[0].last_step:,}" if is_one_of_several else label
     tokenizers = {run.context.get("data.tokenizer") for run in runs}
     return Comparison(groups, differences, "val/loss" if len(tokenizers) == 1 else "val/bpb")
+
+
+def told_apart(differences: Mapping[str, list[Any]]) -> tuple[dict[str, list[Any]], int]:
+    """The differences that a person reads.
+
+    What only one architecture, data set or callback has goes with it: where the classes differ, or some runs lack the
+    callback, settings with one value that not all runs have are left out.
+
+    Returns:
+        The differences that are left, and how many are not.
+    """
+
+    def is_implied(key: str, values: list[Any]) -> bool:
+        if None not in values or len({str(value) for value in values if value is not None}) > 1:
+            return False
+        owner = key.partition(".init_args.")[0]
+        callback = ".".join(key.split(".")[:3])
+        is_of_class = owner != key and f"{owner}.class_path" in differences
+        return is_of_class or (callback != key and None in differences.get(callback, ()))
+
+    left = {key: values for key, values in differences.items() if not is_implied(key, values)}
+    return left, len(differences) - len(left)
 
 
 def flat(values: Any, prefix: str = "") -> dict[str, Any]:
@@ -242,26 +286,46 @@ def _agreed(values: list[Any]) -> Any:
 def _labels(
     groups: Sequence[Group], setups: Sequence[str], differences: Mapping[str, list[Any]]
 ) -> list[str]:
-    """The experiments' names where each setup has its own, otherwise the values that tell the setups apart."""
-    stems = [Path(group.runs[0].path).absolute().parent.name for group in groups]
-    if len(set(stems)) == len(set(setups)) == len(set(zip(stems, setups, strict=True))):
+    """What tells the setups apart, in few words.
+
+    The experiments' names where each setup has its own, otherwise the settings that differ; where those are many, the
+    runs' own names, if a person has given them.
+    """
+    places = [Path(group.runs[0].path).absolute() for group in groups]
+    stems = [place.parent.name for place in places]
+    names = [place.name for place in places]
+    if _tell_apart(stems, setups):
         return stems
     asked = [key for key in differences if key.partition(".")[0] in ("model", "data", "trainer")]
     told = [key for key in asked if "callbacks" not in key]
     # Hashes and counts of the data follow from the settings, and say something only where no setting does.
     configured = [key for key in told if any(key in group.runs[0].configuration for group in groups)]
-    told = (configured or told)[:MOST_IN_LABEL]
+    told = sorted(configured or told, key=_rank)
+    if len(told) > MOST_IN_LABEL and _tell_apart(names, setups) and not any(map(GENERATED.fullmatch, names)):
+        return names
+    told = told[:MOST_IN_LABEL]
     labels = [
-        ", ".join(
-            f"{key.rpartition('.')[2]} {_short(differences[key][i])}"
-            for key in told
-            if differences[key][i] is not None
-        )
+        ", ".join(_setting(key, differences[key][i]) for key in told if differences[key][i] is not None)
         for i in range(len(groups))
     ]
     if len(set(labels)) == len(set(setups)) and all(labels):
         return labels
-    return [Path(group.runs[0].path).name for group in groups]
+    return names
+
+
+def _tell_apart(names: Sequence[str], setups: Sequence[str]) -> bool:
+    """Whether each setup has a name of its own."""
+    return len(set(names)) == len(set(setups)) == len(set(zip(names, setups, strict=True)))
+
+
+def _rank(key: str) -> tuple[bool, int]:
+    """What was trained comes first, then on what, then how."""
+    return key != "model.class_path", ("model", "data", "trainer").index(key.partition(".")[0])
+
+
+def _setting(key: str, value: Any) -> str:
+    name = key.rpartition(".")[2]
+    return _short(value) if name == "class_path" else f"{name} {_short(value)}"
 
 
 def _short(value: Any) -> str:

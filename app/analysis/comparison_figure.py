@@ -7,12 +7,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from app.analysis.comparison import Comparison, Group, Run
-from app.analysis.curves import smoothed
+from app.analysis.curves import SMOOTHED_SHARE, smoothed, time_unit
 from app.analysis.style import COLOURS, figure
 
 LINES = ("-", "--", ":", "-.")  # a further round of colours has another line
 MOST_WITH_TRAINING = 5  # groups up to which the training loss is drawn beside the validation
-SMOOTHED_SHARE = 0.02  # of a training curve, that a value is averaged over
 #: the share of a curve that may leave the picture at its top, so that its end can be read
 START_SHARE = 0.15
 
@@ -42,7 +41,7 @@ def draw_comparison(comparison: Comparison, target: Path) -> list[str]:
     longest = max(
         run.against("speed/seconds", train_key)[0][-1:].max(initial=0) for g in groups for run in g.runs
     )
-    unit, per_unit = _time_unit(float(longest))
+    unit, per_unit = time_unit(float(longest))
     tokens = max(float(run.series("tokens_seen")[1].max(initial=0)) for g in groups for run in g.runs)
     size, per_size = ("millions", 1e6) if tokens >= 1e6 else ("thousands", 1e3)
     panels = (
@@ -91,14 +90,14 @@ def curve_of(runs: Sequence[Run], x_key: str, key: str, smoothed_share: float = 
         runs: of one group.
         x_key: key of the horizontal axis.
         key: key of the vertical one.
-        smoothed_share: half-life of a moving average over each run, as a share of its length; 0 for none.
+        smoothed_share: of each run, on either side of a value that stands for its mean; 0 for none.
     """
     found = []
     for run in runs:
         steps, values = run.series(key)
         x, _ = run.against(x_key, key)
         if smoothed_share and len(values):
-            values = smoothed(values, max(1.0, smoothed_share * len(values)))
+            values = smoothed(values, max(1, round(smoothed_share * len(values))))
         found.append({step: (x_at, y) for step, x_at, y in zip(steps, x, values, strict=False)})
     common = sorted(set.intersection(*(set(points) for points in found)))
     table = np.array([[points[step] for step in common] for points in found], dtype=np.float64)
@@ -144,9 +143,3 @@ def _entry(group: Group, comparison: Comparison) -> str:
         return group.name
     spread = f" ± {found.sd:.3f}" if found.n > 1 else ""
     return f"{group.name}   last validation {found.mean:.3f}{spread}"
-
-
-def _time_unit(seconds: float) -> tuple[str, float]:
-    if seconds >= 2 * 3600:
-        return "hours", 3600.0
-    return ("minutes", 60.0) if seconds >= 180 else ("seconds", 1.0)

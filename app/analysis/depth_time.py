@@ -30,6 +30,8 @@ class Rows:
         target: ``(layers or 1, entries or 1)`` values to hold the numbers against; None where there are none.
         unit: of the numbers; empty for plain ones.
         note: what stands for the entries where there were too many to keep; else empty.
+        meaning: what a number says, in words; empty where the name has to do.
+        neutral: number that is neither good nor bad, at which colours part; None where there is none.
     """
 
     name: str
@@ -41,6 +43,17 @@ class Rows:
     target: tuple[tuple[float, ...], ...] | None = None
     unit: str = ""
     note: str = ""
+    meaning: str = ""
+    neutral: float | None = None
+
+
+@dataclass(frozen=True)
+class About:
+    """What a callback knows of the numbers that it writes as details; see the attributes of :class:`Rows`."""
+
+    meaning: str
+    unit: str = ""
+    neutral: float | None = None
 
 
 def of_measure(name: str, measure: Measure) -> tuple[Rows, np.ndarray]:
@@ -62,7 +75,8 @@ def of_measure(name: str, measure: Measure) -> tuple[Rows, np.ndarray]:
         is_largest = measure.kind in ("share", "count")
         note = f"{'largest' if is_largest else 'mean'} of {values.shape[1]}"
         left = values.max(axis=1) if is_largest else values.mean(axis=1)
-        return Rows(name, measure.kind, layers, unit=measure.unit, note=note), left[:, None]
+        rows = Rows(name, measure.kind, layers, unit=measure.unit, note=note, meaning=measure.meaning)
+        return rows, left[:, None]
     is_nested = len(others) > 1
     entries = [""]
     for number, (axis, size) in enumerate(zip(others, measure.values.shape[1:], strict=True), 1):
@@ -84,6 +98,7 @@ def of_measure(name: str, measure: Measure) -> tuple[Rows, np.ndarray]:
             others[-1].name if is_nested else "",
             target,
             measure.unit,
+            meaning=measure.meaning,
         ),
         values,
     )

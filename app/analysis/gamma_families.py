@@ -223,8 +223,8 @@ def device_scales(parameters: Iterable[tuple[str, Tensor]]) -> tuple[list[tuple[
         parameters: names and weights.
 
     Returns:
-        ``(family, layer)`` of each number, in a fixed order, and the root mean squares ``(n,)`` in float64 (float32
-        where the device has no wider type).
+        ``(family, layer)`` of each number, families in the order of the network and layers from the first, and the
+        root mean squares ``(n,)`` in float64 (float32 where the device has no wider type).
     """
     sums: dict[tuple[str, int], Tensor] = {}
     counts: dict[tuple[str, int], int] = {}
@@ -241,6 +241,7 @@ def device_scales(parameters: Iterable[tuple[str, Tensor]]) -> tuple[list[tuple[
                 counts[key] = counts.get(key, 0) + part.numel()
         if not sums:
             return [], torch.empty(0)
-        keys = sorted(sums)
+        order = {family: number for number, family in enumerate(dict.fromkeys(family for family, _ in sums))}
+        keys = sorted(sums, key=lambda key: (order[key[0]], key[1]))
         numbers = torch.stack([sums[key] / counts[key] for key in keys]).sqrt()
     return keys, numbers

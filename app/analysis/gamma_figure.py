@@ -33,14 +33,16 @@ def draw(gammas: Gammas, target: Path, title: str) -> None:
 
 def _families(axes: Any, gammas: Gammas, kind: str) -> None:
     families = [family for family, own in gammas.scales.kinds.items() if own == kind]
+    is_fitted = any(gammas.best[family] for family in families)
     for number, family in enumerate(families[:MAX_FAMILIES]):
         layers, values = gammas.scales.series(family)
         # Matrices of several kinds have several sizes of entries; what they do over depth is the ratio.
         unit = values[0] if kind == "matrix" and values[0] > 0 else 1.0
         colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
         best = gammas.best[family]
-        label = f"{family} ({best.replace('_', ' ')})" if best else family
-        axes.plot(layers, np.array(values) / unit, marker, color=colour, markersize=3.5, label=label)
+        label = f"{family}: {_scored(gammas, family, best)}" if best else family
+        look = {"linestyle": "" if is_fitted else "-", "linewidth": 0.8, "markersize": 3.5}
+        axes.plot(layers, np.array(values) / unit, marker=marker, color=colour, label=label, **look)
         if best:
             fit = gammas.fits[family][best]
             split = fit.parameters.get("split", np.inf)  # in layers counted from 1; the form jumps there
@@ -50,11 +52,20 @@ def _families(axes: Any, gammas: Gammas, kind: str) -> None:
     left_out = len(families) - MAX_FAMILIES
     name = "gain, rms" if kind == "norm" else "rms of entries, over the first layer's"
     axes.set(xlabel="layer", ylabel=name + (f" ({left_out} more not shown)" if left_out > 0 else ""))
-    axes.set_title(
-        "norms (lines: best fit by AICc)" if kind == "norm" else "matrices (lines: best fit by AICc)"
-    )
+    fits = "lines: best fit by AICc, p: of random walks" if is_fitted else "too few layers for a fit"
+    axes.set_title(f"{'norms' if kind == 'norm' else 'matrices'} ({fits})")
     axes.xaxis.get_major_locator().set_params(integer=True)
-    _legend_above(axes, -(-min(len(families), MAX_FAMILIES) // 2), ncols=2)
+    n_columns = 1 if len(families) <= 2 else 2
+    _legend_above(axes, -(-min(len(families), MAX_FAMILIES) // n_columns), n_columns)
+
+
+def _scored(gammas: Gammas, family: str, form: str) -> str:
+    """A form, how much it explains, and how often it explains as much of a random walk."""
+    r2, chance = gammas.fits[family][form].r2_log, gammas.chance.get(family, {}).get(form)
+    words = [form.replace("_", " ")]
+    words += [] if r2 is None else [f"r2 {r2:.2f}"]
+    words += [] if chance is None else [f"p {chance['p']:.2f}"]
+    return ", ".join(words)
 
 
 def _legend_above(axes: Any, n_rows: int, ncols: int = 1) -> None:
@@ -65,7 +76,7 @@ def _legend_above(axes: Any, n_rows: int, ncols: int = 1) -> None:
         axes.set_ylim(low, high * (high / low) ** (share / (1 - share)))
     else:
         axes.set_ylim(low, high + (high - low) * share / (1 - share))
-    axes.legend(fontsize=7.5, ncols=ncols, loc="upper left", handletextpad=0.3, columnspacing=0.8)
+    axes.legend(fontsize=7, ncols=ncols, loc="upper left", handletextpad=0.3, columnspacing=0.8)
 
 
 def _temperature(axes: Any, gammas: Gammas) -> None:
@@ -86,6 +97,8 @@ def _temperature(axes: Any, gammas: Gammas) -> None:
     spread = np.concatenate([t.values for t in gammas.temperatures.values()])
     if spread.min() > 0 and spread.max() / spread.min() > 4:
         axes.set_yscale("log")
-    axes.set(xlabel="layer", ylabel="T(L) / T(0)", title="attention temperature and cooling laws")
+    has_laws = any(not law.undefined for t in gammas.temperatures.values() for law in t.laws.values())
+    title = "attention temperature" + (" and cooling laws" if has_laws else "")
+    axes.set(xlabel="layer", ylabel="T(L) / T(0)", title=title)
     axes.xaxis.get_major_locator().set_params(integer=True)
     _legend_above(axes, len(axes.get_legend_handles_labels()[1]))

@@ -175,7 +175,7 @@ def _fit(form: str, k: int, x: Series, y: Series, solve: Solve, needs_positive: 
     """One form with its scores, or why there is none."""
     x, y = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
     if len(y) < k + 2:
-        return GammaFit(form, undefined=f"{len(y)} points; {k} parameters need {k + 2}")
+        return GammaFit(form, undefined=f"only {len(y)} points; {k} parameters need {k + 2}")
     if not np.isfinite(y).all():
         return GammaFit(form, undefined="a value is not finite")
     if np.ptp(y) <= CONSTANT * np.abs(y).max():

@@ -2,6 +2,7 @@
 
 import base64
 import html
+import re
 from collections.abc import Iterable, Sequence
 
 # Whatever a page quotes, it can neither load nor send anything.
@@ -22,16 +23,25 @@ h1 { font-size: 1.5rem; margin: 0 0 .2rem; } h2 { font-size: 1.15rem; margin: 2.
 h3 { font-size: 1rem; margin: 1.2rem 0 .4rem; } p { margin: .3rem 0 .8rem; } .soft { color: var(--soft); }
 code, pre, .mono { font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, "DejaVu Sans Mono", monospace;
   font-size: .9em; }
-table { border-collapse: collapse; font-size: .92em; } th, td { padding: .28rem .9rem .28rem 0; text-align: left;
-  vertical-align: top; border-bottom: 1px solid var(--line); } th { font-weight: 600; }
-  td.number, th.number { text-align: right;
-  font-variant-numeric: tabular-nums; } td { overflow-wrap: anywhere; } .scroll { overflow-x: auto; }
+table { border-collapse: collapse; font-size: .92em; } th, td { padding: .28rem 1.1rem .28rem 0; text-align: left;
+  vertical-align: top; border-bottom: 1px solid var(--line); } th { font-weight: 600; vertical-align: bottom; }
+  td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; } td.number { white-space: nowrap; }
+  td.long { overflow-wrap: anywhere; min-width: 14rem; } .scroll { overflow-x: auto; }
 pre { background: var(--card); border: 1px solid var(--line); border-radius: 6px; padding: .7rem .9rem;
   margin: .3rem 0 1rem;
   white-space: pre-wrap; overflow-wrap: anywhere; max-height: 26rem; overflow-y: auto; }
 summary { cursor: pointer; font-weight: 600; padding: .2rem 0; } details { margin: .4rem 0; }
 img { max-width: 100%; height: auto; border-radius: 6px; }
+figure { margin: .4rem 0 1.2rem; } figcaption { margin-bottom: .2rem; font-weight: 600; }
 """
+
+
+# Control characters, marks that turn the direction of what follows, halves of surrogate pairs.
+_STEERING = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+#: letters of a word beyond which a cell of a table may break it anywhere
+LONG_WORD = 28
 
 
 class Markup(str):
@@ -39,8 +49,22 @@ class Markup(str):
 
 
 def escaped(value: object) -> Markup:
-    """Any value as HTML text; markup stays as it is."""
-    return value if isinstance(value, Markup) else Markup(html.escape(str(value), quote=True))
+    """Any value as HTML text, with signs for what would steer the page in place of being read; markup stays."""
+    return value if isinstance(value, Markup) else Markup(_quoted(value))
+
+
+def sign(character: str) -> str:
+    """What is shown in place of a character that would not be seen: a control picture, or its code point."""
+    return chr(0x2400 + ord(character)) if ord(character) < 0x20 else f"⟨{ord(character):X}⟩"
+
+
+def breakable(name: str) -> Markup:
+    """A dotted name or a path that a line may break between its parts."""
+    return Markup("".join(f"{escaped(part)}<wbr>" for part in re.split(r"(?<=[./])", name) if part))
+
+
+def _quoted(value: object) -> str:
+    return html.escape(_STEERING.sub(lambda found: sign(found[0]), str(value)), quote=True)
 
 
 def element(name: str, *children: object, **attributes: object) -> Markup:
@@ -52,7 +76,7 @@ def element(name: str, *children: object, **attributes: object) -> Markup:
         attributes: a trailing underscore is dropped (``class_``), the others become hyphens; None leaves one out.
     """
     written = "".join(
-        f' {key.rstrip("_").replace("_", "-")}="{html.escape(str(value), quote=True)}"'
+        f' {key.rstrip("_").replace("_", "-")}="{_quoted(value)}"'
         for key, value in attributes.items()
         if value is not None
     )
@@ -60,7 +84,7 @@ def element(name: str, *children: object, **attributes: object) -> Markup:
 
 
 def table(header: Sequence[object], rows: Iterable[Sequence[object]], numbers: Iterable[int] = ()) -> Markup:
-    """A table that scrolls where it does not fit.
+    """A table that scrolls where it does not fit; numbers and words stay whole, what is longer than a word breaks.
 
     Args:
         header: titles.
@@ -71,17 +95,26 @@ def table(header: Sequence[object], rows: Iterable[Sequence[object]], numbers: I
     kinds = ["number" if column in right else None for column in range(len(header))]
 
     def row(name: str, cells: Sequence[object]) -> Markup:
-        return element("tr", *(element(name, c, class_=kind) for c, kind in zip(cells, kinds, strict=True)))
+        classes = (
+            kind or ("long" if _is_long(cell) else None) for cell, kind in zip(cells, kinds, strict=True)
+        )
+        return element(
+            "tr", *(element(name, cell, class_=kind) for cell, kind in zip(cells, classes, strict=True))
+        )
 
     head = element("thead", row("th", header)) if any(header) else Markup("")
     body = element("tbody", *(row("td", cells) for cells in rows))
     return element("div", element("table", head, body), class_="scroll")
 
 
+def _is_long(cell: object) -> bool:
+    return not isinstance(cell, Markup) and any(len(word) > LONG_WORD for word in str(cell).split())
+
+
 def png_image(content: bytes, description: str) -> Markup:
     """A picture inside the page."""
     source = f"data:image/png;base64,{base64.b64encode(content).decode()}"
-    return Markup(f'<img src="{source}" alt="{html.escape(description, quote=True)}">')
+    return Markup(f'<img src="{source}" alt="{_quoted(description)}">')
 
 
 def page(title: str, body: Iterable[Markup], style: str = "", script: str = "") -> str:
@@ -98,7 +131,7 @@ def page(title: str, body: Iterable[Markup], style: str = "", script: str = "") 
         '<html lang="en"><head><meta charset="utf-8">',
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f"<title>{html.escape(title)}</title><style>{STYLE}{style}</style></head><body>",
+        f"<title>{_quoted(title)}</title><style>{STYLE}{style}</style></head><body>",
         *body,
         *([f"<script>{script}</script>"] if script else []),
         "</body></html>\n",

@@ -94,12 +94,18 @@ def find_runs(names: list[str]) -> tuple[list[RunDirectory], list[str]]:
 
 
 def what_compares(comparison: "Comparison") -> list[str]:
-    """A note where losses per token are of different tokens."""
-    if comparison.loss_key == "val/loss":
-        return []
-    return [
-        "the runs have different tokenizers: losses, in nats per token, do not compare; bits per byte (bpb) do"
-    ]
+    """Notes where losses are of different tokens, or of different texts."""
+    notes = []
+    if comparison.loss_key != "val/loss":
+        notes.append(
+            "the runs have different tokenizers: losses, in nats per token, do not compare; bits per byte (bpb) do"
+        )
+    if len(comparison.texts) > 1:
+        listed = "; ".join(f"{', '.join(letters)}: {name}" for name, letters in comparison.texts.values())
+        notes.append(
+            f"the runs read different texts ({listed}): losses and bits per byte of different texts do not compare"
+        )
+    return notes
 
 
 def read_run(directory: RunDirectory, notes: list[str]) -> "Run | None":

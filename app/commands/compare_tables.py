@@ -1,5 +1,6 @@
 """A comparison on a terminal, a narrow one, or a pipe."""
 
+import re
 import sys
 from typing import Any
 
@@ -7,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from app.analysis.comparison import Comparison, Group, Spread
+from app.analysis.comparison import Comparison, Group, Spread, told_apart
 
 TITLES = {
     "val/loss": "val loss",
@@ -21,6 +22,7 @@ TITLES = {
     "parameters": "parameters",
 }
 COUNTS = frozenset({"best/step", "tokens_seen", "tokens_per_second", "parameters"})
+HASH = re.compile("[0-9a-f]{40,64}")  # of a commit or of a content; twelve digits tell them apart
 WIDE = 10_000  # a file or a pipe has no edge
 
 
@@ -42,9 +44,15 @@ def print_comparison(comparison: Comparison, notes: list[str]) -> None:
         rows = [[letter, *(found.get(title, "–") for title in titles)] for letter, found in figures.items()]
         _print_table(console, ["", *titles], rows, right=True)
     if len(groups) > 1:
-        rows = [[key, *(_cell(value) for value in values)] for key, values in comparison.differences.items()]
+        told, n_left = told_apart(comparison.differences)
+        rows = [[key, *(_cell(value) for value in values)] for key, values in told.items()]
         if rows:
             _print_table(console, ["setting", *(group.letter for group in groups)], rows, right=False)
+            if n_left:
+                notes = [
+                    f"{n_left} settings that only some of these classes have are in compare.json",
+                    *notes,
+                ]
         else:
             console.print("no setting differs; the groups have come to different steps\n", soft_wrap=True)
     for note in notes:
@@ -84,4 +92,6 @@ def _number(key: str, spread: Spread) -> str:
 
 def _cell(value: Any) -> str:
     text = "–" if value is None else str(value)
+    if HASH.fullmatch(text):
+        return text[:12]
     return text if len(text) <= 48 else text[:23] + "…" + text[-24:]

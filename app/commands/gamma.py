@@ -21,6 +21,13 @@ if TYPE_CHECKING:
 #: what `torch.save` has written
 ARCHIVES = (".ckpt", ".pt", ".pth", ".bin")
 
+FITS_LEGEND = """\
+         * best by AICc, which is of ln y; L counts layers from 0
+         linear a + bL; power a (L+1)^b; exponential a e^(bL); power_offset a + b (L+1)^c; piecewise a1 e^(b1 (L+1))
+         where L+1 < split, a2 e^(b2 (L+1)) from there on
+         walks: r2 of ln that the form reaches on 200 random walks in ln y, median / 95th percentile
+         chance: share of the walks that it fits at least as well; a trend that could be one has a large p"""
+
 USAGE = """usage: app gamma CHECKPOINT [--output DIR]
 
 Reads the scale of every kind of norm and matrix in every layer, fits five forms over depth, and derives the attention
@@ -123,7 +130,7 @@ def _print(gammas: "Gammas", title: str) -> None:
 
     scales = gammas.scales
     n_layers = max(len(row) for row in scales.rms.values())
-    terminal = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
+    terminal = Console(width=None if sys.stdout.isatty() else 180, highlight=False)
     print(
         f"gains    {title}: {len(scales.rms)} families over {n_layers} layers"
         + (", gains are 1 + w" * scales.one_plus)
@@ -140,6 +147,7 @@ def _print(gammas: "Gammas", title: str) -> None:
         "r2",
         "r2 of ln",
         "AICc",
+        "walks",
         "chance",
     ):
         table.add_column(heading, justify="left" if heading in ("family", "form", "parameters") else "right")
@@ -152,25 +160,28 @@ def _print(gammas: "Gammas", title: str) -> None:
             f"{values[-1] / values[0]:.3f}" if values[0] else "-",
         ]
         if all(fit.undefined for fit in fits.values()):
-            table.add_row(*first, "undefined", fits["linear"].undefined, *[""] * 4, end_section=True)
+            table.add_row(*first, "undefined", fits["linear"].undefined, *[""] * 5, end_section=True)
             continue
         for number, (form, fit) in enumerate(fits.items()):
             mark = "*" if gammas.best[family] == form else " "
             cells = first if number == 0 else [""] * 4
             if fit.undefined:
-                row = [f"{mark} {form}", f"undefined: {fit.undefined}", "", "", "", ""]
+                row = [f"{mark} {form}", f"undefined: {fit.undefined}", *[""] * 5]
             else:
                 parameters = ", ".join(f"{name} {value:.4g}" for name, value in fit.parameters.items())
-                chance = gammas.chance.get(family, {}).get(form)
                 row = [
-                    f"{mark} {form}", parameters, f"{fit.r2:.4f}", _number(fit.r2_log, ".4f"), _number(fit.aicc, ".1f"),
-                    f"p {chance['p']:.3f}" if chance else "-",
-                ]  # fmt: skip
+                    f"{mark} {form}",
+                    parameters,
+                    f"{fit.r2:.4f}",
+                    _number(fit.r2_log, ".4f"),
+                    _number(fit.aicc, ".1f"),
+                    *_against_walks(gammas.chance.get(family, {}).get(form)),
+                ]
             table.add_row(*cells, *row, end_section=number == len(fits) - 1)
     terminal.print(table)
-    print(
-        "         * best by AICc; chance: share of 200 random walks in ln y that the form fits at least as well\n"
-    )
+    if any(gammas.best.values()):
+        print(FITS_LEGEND)
+    print()
     _print_temperature(gammas, terminal)
     constant = theory(n_layers)
     print(
@@ -178,6 +189,13 @@ def _print(gammas: "Gammas", title: str) -> None:
         f"{constant['deepnorm_alpha']:.4f}, beta (8M)^-1/4 = {constant['deepnorm_beta']:.4f}; depth-muP branches "
         f"1/sqrt(L) = {constant['depth_mup_branch']:.4f}"
     )
+
+
+def _against_walks(chance: "dict[str, float] | None") -> tuple[str, str]:
+    """The cells of the columns ``walks`` and ``chance``."""
+    if chance is None:
+        return "-", "-"
+    return f"{chance['median']:.2f} / {chance['q95']:.2f}", f"p {chance['p']:.3f}"
 
 
 def _print_temperature(gammas: "Gammas", terminal: Any) -> None:

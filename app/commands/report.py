@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from app import __version__
 from app.commands.compare import find_runs, read_json, read_run, what_compares
+from app.commands.page_file import page_file
 from app.commands.parsing import CommandParser
 from app.run.atomic import storage_error, write_text
 from app.run.directory import RunDirectory
@@ -28,6 +29,7 @@ def run(name: str, words: list[str]) -> int:
     """
     options = _parser().parse_args(words)
     directories, notes = find_runs(options.runs)
+    target = _target(options.output, directories)
 
     from app.analysis.comparison import compare
     from app.analysis.report import report
@@ -41,7 +43,6 @@ def run(name: str, words: list[str]) -> int:
         raise ConfigurationError([*notes, "app report: none of these runs can be read"])
     comparison = compare([material.run for material in materials.values()])
     notes += what_compares(comparison)
-    target = _target(options.output, directories)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -77,10 +78,13 @@ def _read(directory: RunDirectory, notes: list[str]) -> "Material | None":
 
 
 def _figures(directory: RunDirectory, notes: list[str]) -> dict[str, bytes]:
-    """The pictures of a run, those of its measures first."""
+    """The pictures of a run, those of its measures first, of them the shares that say what a token went through."""
+
+    def rank(path: Path) -> tuple[bool, bool, str]:
+        return not path.name.startswith("depth-"), not path.stem.endswith("share"), path.name
+
     found: dict[str, bytes] = {}
-    paths = sorted(directory.figures.glob("*.png"), key=lambda p: (not p.name.startswith("depth-"), p.name))
-    for path in paths:
+    for path in sorted(directory.figures.glob("*.png"), key=rank):
         if path.name == REDRAWN:
             continue
         try:
@@ -99,8 +103,7 @@ def _target(output: str | None, directories: list[RunDirectory]) -> Path:
     """A file, or ``report.html`` in the folder that was named; by default in the run, or here for several."""
     if output is None:
         return directories[0].path / "report.html" if len(directories) == 1 else Path("report.html")
-    path = Path(output)
-    return path / "report.html" if path.is_dir() or not path.suffix else path
+    return page_file(output, "report.html")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -111,6 +114,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("runs", metavar="RUN", nargs="+", help="run directories, or folders of runs")
     parser.add_argument(
-        "--output", help="file or folder (default report.html in the run; of several runs, here)"
+        "--output",
+        help="an .html file, or a folder for report.html (default report.html in the run; of several runs, here)",
     )
     return parser

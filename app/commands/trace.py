@@ -5,10 +5,11 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from app.commands.page_file import page_file
 from app.commands.parsing import CommandParser, add_network_options, check_device
 from app.run.atomic import storage_error, write_bytes, write_text
 from app.run.directory import resolve_run
-from app.run.errors import ConfigurationError, ExitCode
+from app.run.errors import ConfigurationError, DataError, ExitCode
 from app.run.plan import weights_of
 
 if TYPE_CHECKING:
@@ -27,29 +28,32 @@ def run(name: str, words: list[str]) -> int:
         raise ConfigurationError(f"--tokens {options.tokens}: must be 1 or more")
     directory, _ = resolve_run(options.run)
     checkpoint = weights_of(options.run, options.checkpoint)
-    text, source = _text(options)
+    text, option = _text(options)
+    target = page_file(options.output, "trace.html")
     check_device(options.device)
 
-    from app.analysis.trace import trace, trace_page
+    from app.analysis.trace import token_texts, trace, trace_page
     from app.loading import load
 
     network, tokenizer, block_size = load(
         checkpoint, device=options.device, trust_imports=options.trust_imports
     )
-    ids = tokenizer.encode(text)
+    try:
+        ids = tokenizer.encode(text)
+    except DataError as error:
+        raise ConfigurationError(f"{option}: {error}") from error
     if not len(ids):
-        raise ConfigurationError(f"{source}: has no token")
+        raise ConfigurationError(f"{option}: has no token")
     shown = ids[: options.tokens]
     window = block_size if network.max_context is None else min(block_size, network.max_context)
     found = trace(network, shown, window)
-    said = f"{len(shown):,} tokens"
+    said = f"{len(shown):,} token{'s' if len(shown) > 1 else ''}"
     if len(ids) > len(shown):
         said = f"the first {len(shown):,} of {len(ids):,} tokens (--tokens shows more)"
-    subtitle = f"{directory}, {checkpoint.name}; {said} of {source}"
+    subtitle = f"{directory}, {checkpoint.name}; {said}" + (f" of {options.file}" if options.file else "")
     if len(shown) > window:
         subtitle += f"; read in windows of {window:,} tokens, marked by a bar"
-    target = _target(options.output)
-    texts = [tokenizer.decode([int(number)]) for number in shown]
+    texts = token_texts(shown.tolist(), tokenizer.decode)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -63,20 +67,20 @@ def run(name: str, words: list[str]) -> int:
 
 
 def _text(options: argparse.Namespace) -> tuple[str, str]:
-    """The text, and what to call it."""
+    """The text, and the option that gave it."""
     if options.text is not None:
         return options.text, "--text"
-    path = Path(options.file)
+    option = f"--file {options.file}"
     try:
-        return path.read_text(encoding="utf-8"), str(path)
+        return Path(options.file).read_text(encoding="utf-8-sig"), option
     except OSError as error:
-        raise ConfigurationError(f"--file {path}: cannot be read ({error.strerror})") from error
+        raise ConfigurationError(f"{option}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
-        raise ConfigurationError(f"--file {path}: is no UTF-8 text (byte {error.start})") from error
+        raise ConfigurationError(f"{option}: is no UTF-8 text (byte {error.start})") from error
 
 
 def _archive(found: "Trace") -> bytes:
-    """``ids``, and each measure's values under its name; of categories also ``<name>.labels``."""
+    """The numbers, as the parser's help says."""
     import io
 
     import numpy as np
@@ -84,6 +88,8 @@ def _archive(found: "Trace") -> bytes:
     arrays: dict[str, Any] = {"ids": found.ids, "block_size": np.asarray(found.block_size)}
     for name, measure in found.measures.items():
         key = re.sub(r"[^A-Za-z0-9_.-]+", "_", name)
+        while key in arrays:
+            key += "_"
         arrays[key] = measure.values
         if measure.labels:
             arrays[f"{key}.labels"] = np.asarray(measure.labels)
@@ -92,24 +98,24 @@ def _archive(found: "Trace") -> bytes:
     return written.getvalue()
 
 
-def _target(output: str) -> Path:
-    path = Path(output)
-    return path / "trace.html" if path.is_dir() or not path.suffix else path
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = CommandParser(
         "trace",
         description="Writes one HTML page with a text whose tokens are coloured by what the network did with them, "
         "layer by layer (route, pathway, bank, deviation, entropy, loss: whatever it reports), and an .npz file "
         "with the numbers beside it.",
+        epilog="The .npz file holds ids (n,), the tokens; block_size, the tokens of a window, each read without the "
+        "one before; and of every measure an array under its name, with _ for a space: (layers, n), or (n,) of the "
+        "network as a whole, NaN where it is not defined. Categories are numbers, named by <measure>.labels.",
     )
     parser.add_argument("run", metavar="RUN", help="a run directory, or one of its checkpoint files")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--text", help="the text")
     source.add_argument("--file", help="a UTF-8 file with the text")
     parser.add_argument(
-        "--output", default="trace.html", help="file or folder of the page (default trace.html)"
+        "--output",
+        default="trace.html",
+        help="an .html file, or a folder for trace.html (default trace.html here)",
     )
     parser.add_argument("--tokens", type=int, default=8192, help="tokens to read at most (default 8192)")
     add_network_options(parser)

@@ -5,16 +5,39 @@ from collections.abc import Iterable
 
 STAGES = ("train", "val", "test")
 _LAYER = re.compile(r"l\d\d+")
-_SUMMARIES = ("min", "max", "worst_layer", "worst_deviation")
+_BOUNDS = ("min", "max")
+#: what is said once of a whole quantity: one chart of a group has it of all quantities
+_ACROSS = ("worst_layer", "worst_deviation", "exponent", "exponent_r2")
+#: names that are too short for the title of a chart
+_NAMES = {
+    "loss": "loss, nats per token",
+    "bpb": "bits per byte",
+    "aux_loss": "auxiliary loss, nats",
+    "grad_norm": "gradient norm",
+    "lr": "learning rate",
+    "mfu": "model FLOP utilisation",
+    "memory_gib": "memory, GiB",
+    "step_ms": "step, milliseconds",
+    "seconds": "training without validation, seconds",
+    "data_wait_share": "share of a step that waits for data",
+    "open": "findings that hold",
+    "worst_deviation": "largest distance to the target",
+    "exponent": "exponent over depth",
+    "exponent_r2": "r2 of the exponent",
+    "worst_layer": "worst layer, by number",
+}
 
-Layout = dict[str, dict[str, tuple[str, list[str]]]]
+Chart = tuple[str, list[str]]
+Layout = dict[str, dict[str, Chart]]
 
 
 def custom_scalars(keys: Iterable[str]) -> Layout:
     """The custom-scalars layout of TensorBoard: a category per group, whatever the architecture.
 
-    An objective of several stages is one chart. In every other group, keys with the same parent are one chart, as
-    are the layers of a key; a key with ``/min`` and ``/max`` is drawn with a band between them.
+    An objective of several stages is one chart. In every other group, keys with the same parent are one chart; a key
+    with ``/min`` and ``/max`` is also drawn with a band between them, and what else is below such a key is a chart of
+    its own. The layers of a key are one chart in a category of their own, after all others. Every key is on some
+    chart, but for one that stands alone without a group.
 
     Args:
         keys: all logged keys, ``<group>/<name>[/…]``.
@@ -24,31 +47,44 @@ def custom_scalars(keys: Iterable[str]) -> Layout:
         the tags of a line, its lower and its upper bound.
     """
     known = dict.fromkeys(keys)
-    layout: Layout = {"objective": {}}
-    lines: dict[tuple[str, str], list[str]] = {}
+    banded = {key for key in known if all(f"{key}/{bound}" in known for bound in _BOUNDS)}
+    categories: dict[str, None] = {}
+    lines: dict[tuple[str, int, str], list[str]] = {}  # by category, rank in it, title
+    bands: dict[str, dict[str, Chart]] = {}
     for key in known:
         group, _, rest = key.partition("/")
         parent, _, name = key.rpartition("/")
-        if not rest:
+        if not rest or (name in _BOUNDS and parent in banded):
             continue
+        category, rank, title = group, 0, _title(key if parent == group else parent)
         if group in STAGES:
-            lines.setdefault(("objective", _title(key)), []).append(key)
+            category, title = "objective", _title(key)
         elif _LAYER.fullmatch(name):
-            lines.setdefault((group, f"{_title(parent)}, by layer"), []).append(key)
-        elif name not in _SUMMARIES:
-            title = _title(key if parent == group else parent)
-            lines.setdefault((group, title), []).append(key)
-            if f"{key}/min" in known and f"{key}/max" in known:
-                band = [key, f"{key}/min", f"{key}/max"]
-                layout.setdefault(group, {})[f"{_title(key)}, over layers"] = ("Margin", band)
-    for (category, title), tags in lines.items():
-        is_drawn_with_band = f"{title}, over layers" in layout.get(category, {})
-        if not is_drawn_with_band:
-            expressions = [f"^{re.escape(tag)}$" for tag in tags]
-            layout.setdefault(category, {})[title] = ("Multiline", expressions)
-    return {category: charts for category, charts in layout.items() if charts}
+            category = f"{group}, by layer"
+        elif name in _ACROSS:
+            rank, title = 2, _NAMES[name]
+        elif parent in banded:
+            rank, title = 1, f"{title}, by part"
+        categories[category] = None
+        if key in banded:
+            bands.setdefault(category, {})[f"{_title(key)}, over layers"] = (
+                "Margin",
+                [key, *(f"{key}/{bound}" for bound in _BOUNDS)],
+            )
+        if key not in banded or (parent != group and parent not in banded):
+            lines.setdefault((category, rank, title), []).append(key)
+    layout: Layout = {}
+    for category in sorted(categories, key=lambda name: (name != "objective", name.endswith("by layer"))):
+        charts: list[dict[str, Chart]] = [{}, {}, {}]
+        for (owner, rank, title), tags in lines.items():
+            if owner == category:
+                named = _title(tags[0]) if rank == 1 and len(tags) == 1 else title
+                charts[rank][named] = ("Multiline", [f"^{re.escape(tag)}$" for tag in tags])
+        layout[category] = charts[0] | bands.get(category, {}) | charts[1] | charts[2]
+    return layout
 
 
 def _title(key: str) -> str:
     """A key without its group, for a person."""
-    return " ".join(key.split("/")[1:]).replace("_", " ")
+    words = key.split("/")[1:]
+    return " ".join(_NAMES.get(word, word.replace("_", " ")) for word in words)

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from app.analysis.comparison import Run, compare, flat, read_rows
+from app.analysis.comparison import Run, compare, flat, read_rows, told_apart
 from app.analysis.comparison_figure import curve_of, draw_comparison
+from app.commands.compare import what_compares
 
 
 def made(
@@ -84,6 +85,45 @@ def test_experiments_names_where_they_tell_setups_apart() -> None:
         made(2, path="runs/one/2"),
     ]
     assert [group.label for group in compare(runs).groups] == ["one", "two"]
+
+
+def test_own_names_where_many_settings_differ() -> None:
+    settings, changes = ({f"model.setting_{i}": i + shift for i in range(4)} for shift in (0, 1))
+    named = [made(path="runs/one", **settings), made(path="runs/two", **changes)]
+    assert [group.label for group in compare(named).groups] == ["one", "two"]
+    generated = ["20260101T000000.000Z-0a1b", "20260101T000001.000Z-0a1c"]
+    for run, name in zip(named, generated, strict=True):
+        run.path = f"runs/{name}"
+    assert compare(named).groups[1].label == "setting_0 1, setting_1 2, setting_2 3"
+
+
+def test_what_was_trained_comes_first_in_a_label() -> None:
+    runs = [
+        made(path="a/x", **{"trainer.accelerator": device, "model.class_path": f"app.training.{name}"})
+        for name, device in (("One", "cpu"), ("Two", "gpu"))
+    ]
+    assert [group.label for group in compare(runs).groups] == [
+        "One, accelerator cpu",
+        "Two, accelerator gpu",
+    ]
+
+
+def test_settings_that_go_with_a_class_are_left_out() -> None:
+    differences = {
+        "model.class_path": ["A", "B"],
+        "model.init_args.rate": [1, 2],
+        "model.init_args.n_banks": [4, None],
+        "trainer.callbacks.Health": ["yes", None],
+        "trainer.callbacks.Health.dead_steps": [200, None],
+        "trainer.callbacks.Samples.seed": [1, 2],
+        "data.init_args.path": [None, "x"],
+    }
+    told, n_left = told_apart(differences)
+    left_out = {"model.init_args.n_banks", "trainer.callbacks.Health.dead_steps"}
+    assert told == {key: values for key, values in differences.items() if key not in left_out}
+    assert n_left == 2
+    del differences["model.class_path"]
+    assert "model.init_args.n_banks" in told_apart(differences)[0]
 
 
 def test_context_of_a_group_is_shown_where_it_differs() -> None:
@@ -165,3 +205,18 @@ def test_a_picture_is_drawn(runs: list[Run], tmp_path: Path) -> None:
     notes = draw_comparison(compare(runs), tmp_path / "curves.png")
     assert (tmp_path / "curves.png").stat().st_size > 10_000
     assert len(notes) == 2 * sum(not run.rows for run in runs)
+
+
+def test_texts_that_differ_are_said() -> None:
+    runs = [
+        Run("r/a", "finished", {"model.class_path": "A"}, {"data.sha256": "a" * 64, "data.source": "stdlib"}),
+        Run(
+            "r/b",
+            "finished",
+            {"model.class_path": "B", "data.init_args.path": "somewhere/plays.txt"},
+            {"data.sha256": "b" * 64, "data.source": "path"},
+        ),
+    ]
+    (note,) = what_compares(compare(runs))
+    assert "different texts (A: stdlib; B: plays.txt)" in note
+    assert what_compares(compare(runs[:1])) == []

@@ -18,6 +18,8 @@ CASES = {
     "level": Rows("entropy", "level", tuple(map(str, range(36))), unit="nats"),
     "gain": Rows("gain", "gain", ("0", "1"), note="mean of 128"),
     "named rows": Rows("angle", "level", ("blocks.0.attention.weight", "head.weight")),
+    "both signs": Rows("offset", "level", ("0", "1"), LANES, unit="deviation", meaning="what learning has added"),
+    "around a neutral number": Rows("angle", "level", ("0", "1"), unit="degrees", neutral=0.5, meaning="to the gradient"),
     "thresholds": Rows("cut", "threshold", ("0", "1", "2"), ("θ1", "θ2"), target=((0.5, 1.0),) * 3, unit="deviation"),
     "one threshold": Rows("cut", "threshold", ("0",)),
 }  # fmt: skip
@@ -59,6 +61,17 @@ def test_a_group_has_a_panel_each() -> None:
     rows = Rows("x", "level", ("0", "1"))
     group = {name: (rows, _kept(rows, 5)) for name in ("zero", "flip_share", "scale", "flips")}
     assert _picture(draw_group("ternary", group)).shape[0] > _picture(draw_quantity(*group["zero"])).shape[0]
+
+
+def test_panels_with_scales_of_their_own_are_not_cut_off() -> None:
+    titles = ("angle", "length", "share")
+    rows = [
+        Rows(title, "level", ("0", "1"), meaning=title, unit="degrees", neutral=0.5) for title in titles[:2]
+    ]
+    rows.append(Rows(titles[2], "level", ("0", "1")))
+    picture = _picture(draw_group("alignment", {row.name: (row, _kept(row, 9)) for row in rows}, "of all"))
+    for edge in (picture[0], picture[-1], picture[:, 0], picture[:, -1]):
+        assert (edge == 1).all()
 
 
 def test_the_same_numbers_give_the_same_file() -> None:

@@ -10,7 +10,7 @@ import pytest
 from app.analysis.comparison import Run, compare
 from app.analysis.html import Markup, element, escaped, table
 from app.analysis.report import Material, read_lines, report
-from app.analysis.report.chart import Line, Scale, line_chart
+from app.analysis.report.chart import Line, Scale, key, line_chart
 from app.analysis.report.findings import findings
 
 HOSTILE = "</pre></script><script>alert('x')</script><img src=x onerror=alert(1)>\"'&"
@@ -19,7 +19,7 @@ HOSTILE = "</pre></script><script>alert('x')</script><img src=x onerror=alert(1)
 class Reader(HTMLParser):
     """Elements that are open, those that came, and the text between them."""
 
-    VOID = ("meta", "img", "input", "br")
+    VOID = ("meta", "img", "input", "br", "wbr")
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -72,7 +72,7 @@ def test_one_run() -> None:
     assert is_self_contained(page)
     text = Reader(page).text
     for said in (
-        "Tilelli",
+        "Tilelli: 1",
         "0.3000",
         "1,234",
         "text 8",
@@ -85,7 +85,11 @@ def test_one_run() -> None:
     ):
         assert said in text, said
     assert "text 5" not in text
-    assert sum(tag == "svg" for tag, _ in Reader(page).elements) == 2
+    charts = [attributes for tag, attributes in Reader(page).elements if attributes.get("class") == "chart"]
+    assert [chart["aria-label"] for chart in charts] == [
+        "Over tokens: loss, nats per token over tokens seen, thousands",
+        "Over time: loss, nats per token over training time without validation, seconds",
+    ]
     assert sum(tag == "img" for tag, _ in Reader(page).elements) == 1
 
 
@@ -93,7 +97,8 @@ def test_several_runs() -> None:
     page = _report(_material("r/a", 1), _material("r/b", 2), _material("r/c", 3, d_model=16))
     assert is_self_contained(page)
     text = Reader(page).text
-    assert "3 runs in 2 groups" in text
+    assert "Comparison of 3 runs in 2 groups" in text
+    assert "Bold: the lowest val loss." in text
     assert "0.3500 ± 0.0707" in text, "mean and sample standard deviation over seeds"
     assert "model.init_args.d_model816" in text
     assert "<polygon" in page, "a band"
@@ -141,7 +146,9 @@ def test_size_is_bounded() -> None:
         material.samples = [{"step": i, "key": "samples/0", "text": "x" * 100_000} for i in range(50)]
         material.figures = {f"depth-{i}": b"\x89PNG" + bytes(2**20) for i in range(5)}
         material.run.configuration["model.init_args.long"] = "y" * 10**6
-        material.health = [{"step": i, "key": str(i), "state": "begins"} for i in range(5000)]
+        material.health = [
+            {"step": i, "key": str(i), "state": "begins", "what": "w" * 5000} for i in range(5000)
+        ]
         material.launches = [{"command": ["z" * 10**5]}] * 100
         materials.append(material)
     page = _report(*materials)
@@ -158,13 +165,66 @@ def test_findings_have_a_beginning_and_an_end() -> None:
         {"step": 40, "key": "a", "state": "begins", "condition": "dead_bank", "place": "layer 1"},
         {"step": 50, "key": "z", "state": "ends"},
     ]
-    (shown,) = findings({"r": _material("r", health=lines)})
-    rows = re.findall(r"<tr><td>([^<]*)</td><td>([^<]*)", shown)
+    (shown,) = findings({"r": _material("r", health=lines)}, {"r": "A"})
+    rows = re.findall(r"<tr><td[^>]*>([^<]*)</td><td>([^<]*)", shown)
     assert rows == [
         ("20 – still so", "low_entropy"),
         ("40 – still so", "dead_bank"),
-        ("10 – 30", "dead_bank"),
+        ("10–30", "dead_bank"),
     ]
+
+
+def test_a_finding_of_several_places_is_one_row() -> None:
+    lines = [
+        {"step": 10, "key": key, "state": "begins", "condition": "one_sided", "place": f"layer {key}"}
+        for key in "012"
+    ]
+    shown = "".join(findings({"r": _material("r", health=lines)}, {"r": "A"}))
+    assert shown.count("one_sided") == 1 and "layer 0; layer 1; layer 2" in shown
+
+
+def test_who_was_watched_is_said() -> None:
+    watched, unwatched = _material("w"), _material("u")
+    watched.run.configuration["trainer.callbacks.RunHealth"] = "yes"
+    names = {"w": "A", "u": "B"}
+    assert "watched and found nothing" in "".join(findings({"w": watched}, names))
+    assert "Not watched" in "".join(findings({"u": unwatched}, names))
+    both = "".join(findings({"w": watched, "u": unwatched}, names))
+    assert "nothing found wrong: A." in both and "callbacks.RunHealth: B." in both
+
+
+def test_what_decides_comes_first_and_the_rest_is_folded() -> None:
+    one, other = _material("r/a"), _material("r/b", d_model=16)
+    one.run.configuration |= {
+        "trainer.callbacks.X.every": 1,
+        "model.init_args.only": 1,
+        "trainer.max_steps": 5,
+    }
+    other.run.configuration |= {"trainer.callbacks.X.every": 2, "model.class_path": "a.OtherModule"}
+    one.run.context |= {"data.sha256": "a" * 64, "data.source": "stdlib"}
+    other.run.context |= {"data.sha256": "b" * 64, "data.source": "stdlib"}
+    page = _report(one, other)
+    keys = re.findall(r"<code>(.*?)</code>", page[page.index("What differs") : page.index("Health")])
+    assert [re.sub("<.*?>", "", key) for key in keys] == [
+        "model.class_path",
+        "model.init_args.d_model",
+        "trainer.max_steps",
+        "model.init_args.only",
+        "trainer.callbacks.X.every",
+        "data.sha256",
+    ]
+    text = Reader(page).text
+    assert "a" * 12 + "…" in text and "a" * 13 not in text
+    assert "Bold" not in text, "no loss is the lowest where the texts differ"
+
+
+def test_what_would_steer_the_page_gets_a_sign() -> None:
+    steering = "a\x00\x1b[31m\u202eb\ud800\u2066"
+    page = _report(_material(f"r/{steering}", samples=[{"step": 1, "key": "k", "text": steering + "\n é🙂"}]))
+    page.encode("utf-8")
+    assert not re.search("[\x00-\x08\x0b-\x1f\u202a-\u202e\u2066-\u2069\ud800-\udfff]", page)
+    assert Reader(page).text.count("a␀␛[31m⟨202E⟩b⟨D800⟩⟨2066⟩") >= 2
+    assert "\n é🙂" in Reader(page).text
 
 
 def test_lines_that_are_damaged_are_counted(tmp_path: Path) -> None:
@@ -185,7 +245,7 @@ def test_markup_is_escaped_once() -> None:
 def test_a_chart_leaves_out_what_is_not_finite() -> None:
     x = np.arange(1.0, 6.0)
     y = np.array([3.0, np.nan, 2.0, np.inf, 1.0])
-    (points,) = re.findall(r'points="([^"]*)"', line_chart([Line(x, y, 0)], "steps", "loss", log_x=True))
+    (points,) = re.findall(r'points="([^"]*)"', line_chart([Line(x, y, 0)], "steps", "loss"))
     assert len(points.split()) == 3
     assert "Nothing logged" in line_chart([Line(x, y * np.nan, 0)], "steps", "loss")
     assert "Nothing logged" in line_chart([], "steps", "loss")
@@ -193,12 +253,26 @@ def test_a_chart_leaves_out_what_is_not_finite() -> None:
     assert "<svg" in line_chart([Line(x, -x, 0, spread=x)], "steps", "loss")
 
 
-@pytest.mark.parametrize(
-    ("low", "high", "logarithmic"), [(0.0, 7.0, False), (1.2, 4.8, True), (1e3, 1e8, True), (64, 2e4, True)]
-)
-def test_ticks_are_inside(low: float, high: float, logarithmic: bool) -> None:
-    scale = Scale(low, high, 0.0, 100.0, logarithmic)
-    ticks = scale.ticks(6)
-    assert 2 <= len(ticks) <= 10
+def test_a_steep_start_leaves_the_chart() -> None:
+    fast = _material("r/a", n=40)
+    fast.run.rows[0]["train/loss"] = 1000.0
+    page = _report(fast)
+    assert "leaves the chart at its top" in page
+    heights = [float(y) for y in re.findall(r'text-anchor="end">([\d.]+)<', page)]
+    assert max(heights) < 20, "the scale is that of the rest"
+
+
+def test_more_groups_than_colours_have_other_lines() -> None:
+    looks = {str(key(number, "")) for number in range(20)}
+    assert len(looks) == 20
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.0, 7.0), (1.2, 4.8), (4.99, 5.0), (-3.0, 2e8), (0.0, 2.048)])
+def test_ticks_are_round_and_inside(low: float, high: float) -> None:
+    scale = Scale(low, high, 0.0, 100.0)
+    ticks = scale.ticks(7)
+    assert 2 <= len(ticks) <= 8
     places = scale(np.array(ticks))
     assert (places >= -1e-6).all() and (places <= 100 + 1e-6).all() and (np.diff(places) > 0).all()
+    step = f"{ticks[1] - ticks[0]:.3e}"
+    assert step[:5] in ("1.000", "2.000", "5.000")

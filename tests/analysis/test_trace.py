@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from app.analysis.trace import Trace, TracedMeasure, trace, trace_page
-from app.analysis.trace.page import visible
+from app.analysis.trace import Trace, TracedMeasure, token_texts, trace, trace_page
+from app.analysis.trace.texts import visible
 from app.models.equilibrium import EquilibriumLM
 from app.models.gpt import GPT
 from app.models.tilelli import TilelliLM
@@ -128,6 +128,23 @@ def test_a_hostile_text_is_shown_and_not_run() -> None:
 )
 def test_what_is_not_seen_gets_a_sign(text: str, shown: str) -> None:
     assert visible(text) == shown
+
+
+def test_a_character_of_several_tokens_stands_at_the_first() -> None:
+    text = "a🙂é\ufffdb"
+    content = text.encode()
+    decode = lambda ids: bytes(ids).decode("utf-8", "replace")  # noqa: E731
+    shown = token_texts(list(content), decode)
+    assert shown == ["a", "🙂", "⋯", "⋯", "⋯", "é", "⋯", *["\ufffd"] * 3, "b"]
+    assert token_texts(list("🙂".encode())[:3], decode) == ["\ufffd"] * 3, "cut off: no whole character"
+    assert token_texts([], decode) == []
+
+
+def test_a_unit_is_not_said_twice() -> None:
+    measures = {"deviation": TracedMeasure(np.zeros((2, 1), dtype=np.float32), unit="deviation")}
+    page = trace_page(Trace(np.zeros(1, dtype=np.int64), measures, 4), ["a"], "t", "s")
+    (content,) = re.findall(r'type="application/json">(.*?)</script>', page)
+    assert json.loads(content)["measures"][0]["unit"] == ""
 
 
 def test_a_token_measure_has_a_shape() -> None:

@@ -1,7 +1,6 @@
 """A traced text as one HTML page: a colour per token, the measure and the layer chosen by the reader."""
 
 import json
-import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,10 +8,8 @@ import numpy as np
 
 from app.analysis.html import Markup, element, page
 from app.analysis.trace.script import SCRIPT, STYLE
+from app.analysis.trace.texts import CONTINUED, visible
 from app.analysis.trace.tokens import Trace, TracedMeasure
-
-#: what is shown in place of a character that would not be seen
-SIGNS = {" ": "·", "\n": "⏎", "\t": "→", "\r": "␍", "\u00a0": "⍽"}
 
 
 def trace_page(trace: Trace, texts: Sequence[str], title: str, subtitle: str) -> str:
@@ -26,6 +23,7 @@ def trace_page(trace: Trace, texts: Sequence[str], title: str, subtitle: str) ->
     """
     data = {
         "tokens": [visible(text) for text in texts],
+        "ids": trace.ids.tolist(),
         "breaks": [index for index, text in enumerate(texts) if text.endswith("\n")],
         "blockSize": trace.block_size,
         "measures": [_packed(name, measure) for name, measure in trace.measures.items()],
@@ -33,40 +31,31 @@ def trace_page(trace: Trace, texts: Sequence[str], title: str, subtitle: str) ->
     content = json.dumps(data, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     # Inside of a script element only the end of the element itself could be misread.
     content = content.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+    if CONTINUED in texts:
+        subtitle += f"; {CONTINUED}: the rest of the character that is shown before it"
     body = [
         element("h1", title),
         element("p", subtitle, class_="soft"),
-        Markup('<div id="controls"><label>colour <select id="measure"></select></label>'
+        Markup('<div id="head"><div id="controls"><label>colour by <select id="measure"></select></label>'
                '<label id="depth">layer <input id="layer" type="range" min="0" value="0"> '
-               '<output id="layer-name"></output></label></div><div id="legend"></div>'
-               '<div id="text" tabindex="0"></div><div id="detail" class="soft" aria-live="polite"></div>'),
+               '<output id="layer-name"></output></label></div><div id="legend" aria-live="polite"></div></div>'
+               '<div id="text" tabindex="0" role="group" aria-label="the text; arrow keys move from token to token">'
+               '</div><div id="detail" class="soft" aria-live="polite"></div>'),
         element("noscript", "This page draws itself with a script of its own; allow scripts to see it."),
         Markup(f'<script id="data" type="application/json">{content}</script>'),
     ]  # fmt: skip
     return page(title, body, style=STYLE, script=SCRIPT)
 
 
-def visible(text: str) -> str:
-    """A token's text with signs for what is not seen: white space, control and format characters."""
-    return "".join(_sign(character) for character in text) or "∅"
-
-
-def _sign(character: str) -> str:
-    if character in SIGNS:
-        return SIGNS[character]
-    if ord(character) < 0x20:
-        return chr(0x2400 + ord(character))  # the pictures of the control characters
-    if unicodedata.category(character)[0] in "CZ":
-        return f"⟨{ord(character):X}⟩"
-    if unicodedata.combining(character):
-        return f"◌{character}"
-    return character
-
-
 def _packed(name: str, measure: TracedMeasure) -> dict[str, Any]:
     """A measure as plain values: per layer one list, numbers with four digits, null where there is none."""
     rows = np.atleast_2d(measure.values)
-    described: dict[str, Any] = {"name": name, "unit": measure.unit, "layered": measure.values.ndim == 2}
+    described: dict[str, Any] = {
+        "name": name,
+        "unit": "" if measure.unit == name else measure.unit,
+        "said": measure.meaning,
+        "layered": measure.values.ndim == 2,
+    }
     if measure.labels:
         return described | {"labels": list(measure.labels), "values": rows.tolist()}
     finite = rows[np.isfinite(rows)]

@@ -11,6 +11,11 @@ from app.models.language_model import LanguageModel
 
 #: windows that are read at once
 WINDOWS_AT_ONCE = 8
+#: what is known of every network's predictions
+PREDICTIONS = {
+    "loss": "what the token cost: −ln of the probability that the network gave it, knowing those before it",
+    "entropy": "how unsure the network was before it saw the token: 0 where it was certain",
+}
 
 
 @dataclass(frozen=True)
@@ -21,11 +26,13 @@ class TracedMeasure:
         values: ``(layers, n)`` or ``(n,)``: int64 indices of ``labels``, or float32; NaN where it is not defined.
         labels: names of the categories; empty for a quantity.
         unit: of a quantity; empty for plain numbers.
+        meaning: what a value says, in words; may be empty.
     """
 
     values: np.ndarray
     labels: tuple[str, ...] = ()
     unit: str = ""
+    meaning: str = ""
 
 
 @dataclass(frozen=True)
@@ -71,7 +78,7 @@ def trace(network: LanguageModel, ids: np.ndarray, block_size: int) -> Trace:
         for name, measure in network.token_measures(output).items():
             values = measure.values.flatten(-2).cpu()
             parts.setdefault(name, []).append(values.numpy() if measure.labels else values.float().numpy())
-            described[name] = {"labels": measure.labels, "unit": measure.unit}
+            described[name] = {"labels": measure.labels, "unit": measure.unit, "meaning": measure.meaning}
         following = idx[position + 1 : position + batch.numel() + 1]  # one less at the text's end
         position += batch.numel()
         entropy, loss = _prediction(output.logits.flatten(0, 1).float(), following.to(device))
@@ -83,7 +90,8 @@ def trace(network: LanguageModel, ids: np.ndarray, block_size: int) -> Trace:
     }
     for name, found in (("loss", losses), ("entropy", entropies)):
         after = np.concatenate(found)[: len(idx) - 1]  # of the token after each position
-        measures[name] = TracedMeasure(np.concatenate([[np.nan], after]).astype(np.float32), unit="nats")
+        first_without = np.concatenate([[np.nan], after]).astype(np.float32)
+        measures[name] = TracedMeasure(first_without, unit="nats", meaning=PREDICTIONS[name])
     return Trace(idx.numpy(), measures, block_size)
 
 
