@@ -15,6 +15,14 @@ from app.run.signals import STOP_SIGNALS, StopRequests, ignore_in_worker
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.fixture(autouse=True)
+def heard() -> Iterator[None]:
+    """Under ``nohup`` this process, and what it starts, would ignore SIGHUP, as it should: not in these tests."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.fixture
 def stop() -> Iterator[StopRequests]:
     requests = StopRequests()
