@@ -59,25 +59,30 @@ def memory_of_tree(pid: int) -> int:
     return total
 
 
+def watched(words: list[str]) -> tuple[subprocess.CompletedProcess[str], int]:
+    """A process that has ended, and the peak memory in bytes of it and all below it."""
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    peak, done = 0, threading.Event()
+
+    def watch() -> None:
+        nonlocal peak
+        while not done.wait(0.05):
+            peak = max(peak, memory_of_tree(process.pid))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    out, err = process.communicate()
+    done.set()
+    watcher.join()
+    return subprocess.CompletedProcess(words, process.returncode, out, err), peak
+
+
 def measured(path: Path, kind: str, processes: int) -> tuple[float, int, int]:
     """Seconds, bytes of text and peak memory of one preparation in a process of its own."""
     with tempfile.TemporaryDirectory(dir=path.parent) as cache:
-        words = [sys.executable, "-c", PREPARE, str(path), kind, cache, str(processes)]
-        process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
-        peak, done = 0, threading.Event()
-
-        def watch() -> None:
-            nonlocal peak
-            while not done.wait(0.05):
-                peak = max(peak, memory_of_tree(process.pid))
-
-        watcher = threading.Thread(target=watch)
-        watcher.start()
-        out, _ = process.communicate()
-        done.set()
-        watcher.join()
-        assert process.returncode == 0
-        seconds, n_bytes = out.split()
+        ended, peak = watched([sys.executable, "-c", PREPARE, str(path), kind, cache, str(processes)])
+        assert ended.returncode == 0, ended.stderr
+        seconds, n_bytes = ended.stdout.split()
         return float(seconds), int(n_bytes), peak
 
 

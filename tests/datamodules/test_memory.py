@@ -1,8 +1,6 @@
 """Memory stays bounded whatever the size of a text; ``-rP`` shows the figures."""
 
-import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -10,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.datamodules.bench_prepare import memory_of_tree
+from tests.datamodules.bench_prepare import watched
 
 LIMIT_BYTES = 1_500_000_000
 READ = (
@@ -59,21 +57,9 @@ def test_a_gigabyte(tmp_path: Path, kind: str, form: str) -> None:
     write(path, form, 1_000_000_000 if kind != "bpe" else 150_000_000)  # byte pairs take a minute per 100 MB
     words = [sys.executable, "-c", READ, str(path), kind, str(tmp_path / "cache")]
     began = time.monotonic()
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    peak, done = 0, threading.Event()
-
-    def watch() -> None:
-        nonlocal peak
-        while not done.wait(0.1):
-            peak = max(peak, memory_of_tree(process.pid))
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    out, err = process.communicate()
-    done.set()
-    watcher.join()
-    assert process.returncode == 0, err
+    ended, peak = watched(words)
+    assert ended.returncode == 0, ended.stderr
     seconds, size = time.monotonic() - began, path.stat().st_size
     print(f"{kind}, {form}: {size / 1e6:.0f} MB in {seconds:.0f} s, at most {peak / 1e6:.0f} MB of memory")
-    assert int(out) > LEAST_TOKENS.get((kind, form), 1_000_000)
+    assert int(ended.stdout) > LEAST_TOKENS.get((kind, form), 1_000_000)
     assert peak < LIMIT_BYTES
