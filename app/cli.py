@@ -9,23 +9,16 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from typing import NoReturn
 
 from app import __version__
+from app.commands import COMMANDS, module_of
+from app.run import output, ranks
 from app.run.errors import AppError, ConfigurationError, ExitCode
+from app.run.signals import StopRequests
 
-COMMANDS = {
-    "fit": "train a network, or resume a run",
-    "validate": "evaluate a run on its validation split",
-    "test": "evaluate a run on its test split",
-    "generate": "continue a prompt with a run's network",
-    "compare": "put runs beside each other: settings, figures, curves",
-    "report": "write one page about a run, or about several",
-    "trace": "show what a network did with each token of a text",
-    "doctor": "say what this machine has and whether it will do",
-    "prepare": "download and tokenise a data set, once",
-    "crystallize": "measure what attention keeps as its top key plus a few directions",
-    "gamma": "fit how gains change over depth, and the temperature they imply",
-}
+#: commands that torchrun, or the application itself, starts once per device
+OF_SEVERAL_PROCESSES = ("fit", "validate", "test")
 
 HELP = """usage: app COMMAND [options]
 
@@ -34,7 +27,7 @@ Train, watch, resume and compare language-model architectures.
 commands:
 {commands}
 
-  app fit --config tilelli_banks4          a configuration by name, or a file
+  app fit tilelli_banks4                   a configuration by name, or a file
   app fit --run_dir DIR --resume auto      goes on where DIR stands, or says what is missing
   app COMMAND --help                       the options of one command
   app --version
@@ -52,17 +45,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code, see :class:`app.run.errors.ExitCode`.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
-    try:
-        return _dispatch(words)
-    except AppError as error:
-        if os.environ.get("APP_DEBUG") == "1":
-            traceback.print_exc()
-        report(error)
-        return int(error.exit_code)
-    except BrokenPipeError:
-        # The reader of our output left (`app … | head`); nothing is wrong with the run itself.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return int(ExitCode.UNEXPECTED)
+    # Figures are files. Whatever the environment names instead may be missing here, and the framework imports the
+    # plotting library.
+    os.environ["MPLBACKEND"] = "agg"
+    with output.guarded():
+        try:
+            code = _dispatch(words)
+            output.flush()
+            return code
+        except output.OutputLost as lost:
+            if lost.exit_code == ExitCode.READER_GONE:  # nothing is wrong, and nobody is there to be told
+                return int(ExitCode.DONE if words[:1] == ["fit"] else lost.exit_code)
+            return _refused(lost)
+        except AppError as error:
+            return _refused(error)
 
 
 def _dispatch(words: list[str]) -> int:
@@ -81,22 +77,57 @@ def _dispatch(words: list[str]) -> int:
         meant = nearest(name, COMMANDS)
         hint = f"did you mean {meant!r}?" if meant else f"commands: {', '.join(COMMANDS)}"
         raise ConfigurationError(f"unknown command {name!r}; {hint}")
-    command = importlib.import_module(f"app.commands.{'validate' if name == 'test' else name}")
-    return int(command.run(name, words[1:]))
+    if name != "doctor":  # which reports the environment as it is
+        ranks.settle(may_be_several=name in OF_SEVERAL_PROCESSES)
+    import logging
+
+    # On a full disk it cannot keep its list of fonts, and does without; the framework imports it, drawing or not.
+    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
+    command = importlib.import_module(module_of(name))
+    try:
+        return int(command.run(name, words[1:]))
+    except SystemExit as leave:
+        if leave.code:
+            raise
+        return int(ExitCode.DONE)  # a parser that has printed its help
+    except AppError as error:
+        if name in OF_SEVERAL_PROCESSES and _is_told_by_rank_zero(error):
+            return int(error.exit_code)
+        raise
 
 
-def report(error: AppError) -> None:
-    """Prints an error for a person: one line per problem, and a mistake once however many ranks made it."""
-    if (
-        isinstance(error, ConfigurationError)
-        and int(os.environ.get("RANK") or os.environ.get("LOCAL_RANK") or "0") > 0
-    ):
-        return
-    problems = error.problems if isinstance(error, ConfigurationError) else [str(error)]
-    for problem in problems:
+def _is_told_by_rank_zero(error: AppError) -> bool:
+    """Whether this is another rank's copy of a mistake that rank zero reports; rank zero lets the others know of it."""
+    if ranks.number() == 0 and not ranks.is_torchrun():
+        return False
+    from app.training import rendezvous
+
+    if ranks.number() == 0:
+        rendezvous.refuse()
+        return False
+    return isinstance(error, ConfigurationError) and rendezvous.is_told_by_rank_zero()
+
+
+def _refused(error: AppError) -> int:
+    """Prints an error for a person, one line per problem, and returns its exit code."""
+    if os.environ.get("APP_DEBUG") == "1":
+        traceback.print_exc()
+    for problem in error.problems if isinstance(error, ConfigurationError) else [str(error)]:
         print(f"error: {problem}", file=sys.stderr, flush=True)
+    return int(error.exit_code)
 
 
-def entry() -> None:
-    """Console script."""
-    sys.exit(main())
+def entry() -> NoReturn:
+    """Console script: a signal ends every command with its exit code and without a traceback."""
+    output.install()
+    requests = StopRequests()
+    code: object = int(ExitCode.UNEXPECTED)
+    try:
+        code = main()
+    except SystemExit as leave:
+        code = leave.code
+    finally:
+        output.make_courtesy()  # also to the interpreter, whose last words would change the exit code
+        # The way out takes a moment too; whoever is asked to leave is leaving.
+        requests.conclude(code if isinstance(code, int) else int(code is not None))
+    sys.exit(code)

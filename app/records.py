@@ -6,9 +6,9 @@ an architecture that nobody has seen yet is watched without an edit anywhere.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import cached_property
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -25,12 +25,14 @@ class LanguageModelOutput(NamedTuple):
         loss: ``()`` cross-entropy alone, in nats per token; None without targets.
         aux_loss: ``()`` already weighted; the training loss is ``loss + aux_loss``.
         routing: one record per layer, in order; empty where a network routes nothing.
+        captured: activations by name, where some were asked for; else None.
     """
 
     logits: Tensor
     loss: Tensor | None
     aux_loss: Tensor
     routing: list[Any]
+    captured: Mapping[str, Tensor] | None = None
 
 
 class Axis(NamedTuple):
@@ -77,6 +79,7 @@ class Measure:
             ranks have, such as a rank of summed moments; ``axes`` are then those of what it returns, on the host.
             None where ``values`` are the quantity.
         meaning: what a number says, in words for a figure, without the unit; empty where the name has to do.
+        maximum: the most that a value can be, such as ln P of an entropy over P routes; None where nothing says.
     """
 
     values: Tensor
@@ -88,8 +91,11 @@ class Measure:
     in_force: Tensor | None = None
     derive: Callable[[Tensor], Tensor] | None = None
     meaning: str = ""
+    maximum: float | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.values, Tensor):
+            raise TypeError(f"the values of a measure are a tensor, not a {type(self.values).__name__}")
         if self.derive is None and self.values.dim() != len(self.axes):
             names = ", ".join(axis.name for axis in self.axes)
             raise ValueError(
@@ -154,3 +160,61 @@ class StepRecord:
         """The network's measures of this micro-batch, detached."""
         with torch.no_grad():
             return self.measure(self.output)
+
+
+def detached(value: Any) -> Any:
+    """The same records, lists and tuples with every tensor in them detached; anything else as it is."""
+    if isinstance(value, Tensor):
+        return value.detach()
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*map(detached, value))
+    if isinstance(value, list | tuple):
+        return type(value)(map(detached, value))
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{each.name: detached(getattr(value, each.name)) for each in fields(value)})
+    return value
+
+
+# -- who takes what is reported ---------------------------------------------------------------------------
+
+
+@runtime_checkable
+class LogsText(Protocol):
+    """A logger that takes texts."""
+
+    def log_text(self, tag: str, text: str, step: int) -> None: ...
+
+
+@runtime_checkable
+class LogsFigures(Protocol):
+    """A logger that takes pictures."""
+
+    def log_figure(self, tag: str, png: bytes, step: int) -> None: ...
+
+
+@runtime_checkable
+class LogsDetails(Protocol):
+    """A logger that takes nested lists of numbers."""
+
+    def log_details(self, details: Mapping[str, Any], step: int) -> None: ...
+
+
+@runtime_checkable
+class LogsHealth(Protocol):
+    """A logger that takes findings about a run."""
+
+    def log_health(self, findings: Mapping[str, Mapping[str, Any]], step: int) -> None: ...
+
+
+@runtime_checkable
+class HoldsFindings(Protocol):
+    """A callback that finds what is wrong with a run: by key, what holds now, each with its ``condition``."""
+
+    def open_findings(self) -> Mapping[str, Mapping[str, Any]]: ...
+
+
+@runtime_checkable
+class HearsDetails(Protocol):
+    """A callback that reads the details of others; ``about`` says what some of their keys mean."""
+
+    def on_details(self, details: Mapping[str, Any], step: int, about: Mapping[str, Any]) -> None: ...

@@ -12,7 +12,7 @@ from callbacks.running_thresholds import RunningThresholds
 from callbacks.ternary_health import TernaryHealth
 from callbacks.text_samples import TextSamples
 from callbacks.throughput import Throughput
-from callbacks.watcher import MeasureWatcher
+from callbacks.watcher import MeasureWatcher, Watcher
 
 __all__ = [
     "BankBalance",
@@ -28,4 +28,5 @@ __all__ = [
     "TernaryHealth",
     "TextSamples",
     "Throughput",
+    "Watcher",
 ]

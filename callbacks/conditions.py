@@ -90,7 +90,6 @@ class DeadBank(Condition):
         self._empty_since: dict[str, list[int]] = {}  # first logged step of the gap per entry; 0 where used
 
     def select(self, measures: Measures) -> Iterable[str]:
-        """Loads of banks."""
         return [name for name, m in measures.items() if m.kind == "count" and m.has_axis("bank")]
 
     def look(self, step: int, measures: Measures, is_open: IsOpen) -> Iterator[Finding]:
@@ -111,7 +110,6 @@ class DeadBank(Condition):
         return {"empty_since": {name: list(since) for name, since in self._empty_since.items()}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes it back."""
         self._empty_since = {name: list(since) for name, since in state_dict["empty_since"].items()}
 
 
@@ -129,7 +127,6 @@ class OneSided(Condition):
         self.limit = limit
 
     def select(self, measures: Measures) -> Iterable[str]:
-        """Shares of routes or pathways."""
         return [name for name, m in measures.items() if _n_entries(m) > 1]
 
     def look(self, step: int, measures: Measures, is_open: IsOpen) -> Iterator[Finding]:
@@ -188,7 +185,6 @@ class Disorder(Condition):
     remedy = "lower the step of the thresholds' offsets, or lengthen the warm-up of the statistics"
 
     def select(self, measures: Measures) -> Iterable[str]:
-        """Thresholds."""
         return [
             name
             for name, m in measures.items()
@@ -236,7 +232,6 @@ class NoFlips(Condition):
         return {"still_since": dict(self._still_since)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes it back."""
         self._still_since = dict(state_dict["still_since"])
 
 
@@ -276,7 +271,6 @@ class GradientSpike(Condition):
         return {"norms": list(self._norms)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes them back."""
         self._norms = list(state_dict["norms"])
 
 

@@ -24,7 +24,6 @@ class CrystalSpectrum(MeasureWatcher):
     """
 
     def select(self, record: StepRecord) -> dict[str, Measure]:
-        """Levels over layers and heads."""
         return {
             name: measure
             for name, measure in record.measures.items()

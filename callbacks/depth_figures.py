@@ -1,8 +1,11 @@
 """Figures of what every layer did since the first step."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,14 +25,16 @@ MAX_LISTED = 96
 
 
 class DepthTimeFigures(MeasureWatcher):
-    """Draws, at validations, depth against time for every quantity that has layers.
+    """Draws depth against time, at validations.
 
+    Every quantity that has layers is drawn.
     Two sources, both of logged steps: the network's measures with a layer axis, drawn by kind (thresholds as lines
     with a band over layers, everything else as heat-maps: one panel per entry, one row per layer and entry of a last
     axis, colours that part at the target where there is one, and at zero where there are both signs), and the details
     of other callbacks (trits, alignment, spectra) that are lists over layers or numbers by name, one figure per group.
     What a measure already shows is not drawn again from the details, and what is zero everywhere so far is not drawn
-    yet. Where the first 15 % of the run dwarf all that follows, they may leave the scale; its ends then say ≤ or ≥.
+    yet. Where the first 15 % of the run, or a peak in a tenth of it, dwarf all the rest, they may leave the scale; its
+    ends then say ≤ or ≥. Each file carries its numbers, which ``app report`` draws anew.
 
     Logged figures, on rank zero, through every logger that has ``log_figure``:
 
@@ -64,7 +69,6 @@ class DepthTimeFigures(MeasureWatcher):
         self._step = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """All that was kept."""
         self._take_in_details()
         return {
             "n_validations": self._n_validations,
@@ -78,7 +82,6 @@ class DepthTimeFigures(MeasureWatcher):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on from there."""
         self._n_validations = state_dict["n_validations"]
         self.kept = {
             name: {
@@ -125,9 +128,10 @@ class DepthTimeFigures(MeasureWatcher):
                 "DepthTimeFigures has no effect: neither the network nor another callback reports anything by layer; "
                 "remove it from the callbacks"
             )
-        writers = [logger.log_figure for logger in trainer.loggers if hasattr(logger, "log_figure")]
-        if not writers:
-            return
+        self.draw(trainer, self._figures(_stamp(trainer)))
+
+    def _figures(self, stamp: str) -> Iterator[tuple[str, Callable[[], bytes]]]:
+        """Tag of each figure, and what draws it."""
         # The plotting library takes most of a second to import: never before there is something to draw.
         from app.analysis.figures import draw_group, draw_quantity
 
@@ -137,12 +141,11 @@ class DepthTimeFigures(MeasureWatcher):
             subject = tag.removeprefix("depth/").removesuffix("/layers")
             for number, together in enumerate(_alike(panels)):
                 if len(together) > 1:
-                    png = draw_group(subject, together)
+                    drawn = partial(draw_group, subject, together, stamp=stamp)
                 else:
                     ((rows, numbers),) = together.values()
-                    png = draw_quantity(rows, numbers)
-                for write in writers:
-                    write(f"{tag}/{number}" if number else tag, png, trainer.global_step)
+                    drawn = partial(draw_quantity, rows, numbers, stamp)
+                yield f"{tag}/{number}" if number else tag, drawn
 
     def _warn_of_nothing(self) -> None:
         """Not yet: other callbacks may have something to draw."""
@@ -163,6 +166,12 @@ class DepthTimeFigures(MeasureWatcher):
         is_same = kept is not None and (kept[0].layers, kept[0].entries) == (rows.layers, rows.entries)
         panels[title] = rows, kept[1] if kept is not None and is_same else DepthTime(values.size)
         panels[title][1].add(step, values)
+
+
+def _stamp(trainer: Trainer) -> str:
+    """Whose figure it is: the end of the run's path, step and day."""
+    folder = Path(trainer.default_root_dir).absolute()
+    return f"{folder.parent.name}/{folder.name}, step {trainer.global_step:,}, {datetime.now(UTC):%Y-%m-%d}"
 
 
 def _of_details(key: str, values: Any, about: About | None) -> tuple[Rows, np.ndarray] | None:

@@ -13,7 +13,7 @@ AXES = (UNIT, "cap", "overflow")
 
 
 class EnergyBudget(MeasureWatcher):
-    """Follows the units of compute that tokens cost, over the global batch of each logged step.
+    """Follows the units of compute that tokens cost.
 
     Watches levels in ``units`` and counts with an axis ``units`` (tokens at each level), ``cap`` (rows below and
     at their total) or ``overflow`` (tokens that went without for want of room). Logged keys:

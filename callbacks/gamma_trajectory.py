@@ -1,17 +1,19 @@
 """How gains and weight scales move over depth and time."""
 
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import numpy as np
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from app.analysis.depth_time import DepthTime, Rows
 from app.analysis.gamma_families import device_scales
 from app.analysis.gamma_fits import best_form, fit_all
-from callbacks.watcher import log_details, log_scalars, over_layers, step_record
+from callbacks.watcher import Watcher, log_details, log_scalars, over_layers, step_record
 
 #: of all panels of the figure
 MEANING = (
@@ -20,8 +22,8 @@ MEANING = (
 )
 
 
-class GammaTrajectory(Callback):
-    """Follows the scale of every kind of norm and matrix in every block, read off the weights.
+class GammaTrajectory(Watcher):
+    """Follows the scales of norms and matrices over depth.
 
     A family is a kind of weight that the blocks share, such as ``ln1`` or ``q_proj``; its scale in a layer is the root
     mean square of the gain, or ``‖W‖_F / √(out · in)``. Logged keys, at step 1, every ``every_n_steps`` and the last:
@@ -65,7 +67,6 @@ class GammaTrajectory(Callback):
         self.kept: dict[str, tuple[Rows, DepthTime]] = {}
 
     def state_dict(self) -> dict[str, Any]:
-        """The trajectory."""
         return {
             "kept": {
                 family: {"rows": asdict(rows), "numbers": numbers.state_dict()}
@@ -74,7 +75,6 @@ class GammaTrajectory(Callback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on from there."""
         self.kept = {
             family: (Rows(**entry["rows"]), DepthTime.from_state_dict(entry["numbers"]))
             for family, entry in state_dict["kept"].items()
@@ -122,9 +122,11 @@ class GammaTrajectory(Callback):
         """Draws, during training only."""
         if trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING or not trainer.is_global_zero:
             return
-        writers = [logger.log_figure for logger in trainer.loggers if hasattr(logger, "log_figure")]
-        if not (writers and self.kept):
-            return
+        if self.kept:
+            self.draw(trainer, self._figures())
+
+    def _figures(self) -> Iterator[tuple[str, Callable[[], bytes]]]:
+        """Tag of each figure, and what draws it: families of equally many layers together."""
         # The plotting library takes most of a second to import: never before there is something to draw.
         from app.analysis.figures import draw_group
 
@@ -132,9 +134,8 @@ class GammaTrajectory(Callback):
         for family, (rows, numbers) in self.kept.items():
             groups.setdefault(rows.layers, {})[family] = rows, numbers
         for number, together in enumerate(groups.values()):
-            png = draw_group("gamma", together, MEANING)
-            for write in writers:
-                write(f"gamma/families/{number}" if number else "gamma/families", png, trainer.global_step)
+            tag = f"gamma/families/{number}" if number else "gamma/families"
+            yield tag, partial(draw_group, "gamma", together, MEANING)
 
     def _report(self, family: str, by_layer: dict[int, float]) -> None:
         key = f"gamma/{family}"

@@ -1,18 +1,19 @@
 """How far the learning signal of each layer is from the true gradient."""
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 
 from app.analysis.depth_time import About
-from callbacks.watcher import log_details, log_scalars, over_layers, step_record
+from app.records import StepRecord
+from callbacks.watcher import Watcher, log_details, log_scalars, over_layers, step_record
 
 # Angles below this many degrees are rounding.
 SAME_DIRECTION = 1e-2
@@ -31,8 +32,8 @@ ABOUT = {
 }
 
 
-class GradientAlignment(Callback):
-    """Compares, every few steps, each layer's learning signal with the back-propagated gradient.
+class GradientAlignment(Watcher):
+    """Compares learning signals with the back-propagated gradient.
 
     On the first windows of the step's own batch and the weights after the step, without dropout, the loss is
     differentiated twice: by the rule of each layer, and with ``network.with_rule("bp")``. The batch is the global one:
@@ -76,19 +77,26 @@ class GradientAlignment(Callback):
         self._batches: list[tuple[Tensor, Tensor]] = []  # of the step that is being measured
         self._has_warned = False
 
+    def exchanges(self, record: StepRecord) -> bool:
+        """At the end of the steps that are measured."""
+        return record.is_last_micro and self._is_due(record.step)
+
+    def _is_due(self, step: int) -> bool:
+        return step == 1 or step % self.every_n_steps == 0
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Measures at the end of every n-th optimizer step."""
         record = step_record(outputs)
-        if record.step != 1 and record.step % self.every_n_steps:
+        if not self._is_due(record.step):
             return
         if record.micro_step == 0:
             self._batches = []
         self._batches.append(batch)
         if not record.is_last_micro:
             return
-        idx, targets = _first_windows(self._batches, self.n_windows)
+        idx, targets = _first_windows(self._batches, self.n_windows, self.before_exchange)
         self._batches = []
         with trainer.precision_plugin.forward_context():
             found = measure(pl_module.network, idx, targets)
@@ -132,13 +140,16 @@ class GradientAlignment(Callback):
         return scalars, details
 
 
-def _first_windows(batches: Sequence[tuple[Tensor, Tensor]], n: int) -> Tensor:
+def _first_windows(
+    batches: Sequence[tuple[Tensor, Tensor]], n: int, before_exchange: Callable[[int], None]
+) -> Tensor:
     """The first windows of the global batch, in the order in which one process would read them.
 
     Args:
         batches: this rank's micro-batches of one step, idx and targets ``(B, T)`` int64 each; a rank has a contiguous
             part of the global batch, all parts are equally large.
         n: number of windows.
+        before_exchange: called with how many numbers are handed to the other ranks.
 
     Returns:
         ``(2, n or fewer, T)`` int64, idx and targets; the same on every rank.
@@ -146,6 +157,7 @@ def _first_windows(batches: Sequence[tuple[Tensor, Tensor]], n: int) -> Tensor:
     windows = torch.stack([torch.cat(parts)[:n] for parts in zip(*batches, strict=True)])
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         every = [torch.empty_like(windows) for _ in range(dist.get_world_size())]
+        before_exchange(windows.numel())
         dist.all_gather(every, windows)
         windows = torch.cat(every, dim=1)[:, :n]
     return windows

@@ -10,7 +10,7 @@ from callbacks.watcher import MAX_ENTRIES_AS_SCALARS, MeasureWatcher, entry_labe
 
 
 class RouteFractions(MeasureWatcher):
-    """Follows how tokens are divided among the routes or pathways of each layer, and how surely.
+    """Follows how tokens are divided among routes or pathways.
 
     Watches every measure with a layer axis that is a ``share`` without banks or a ``level`` in nats. Logged
     keys, for a measure ``<name>`` and each of its entries ``<label>`` (several axes are joined by a dot; no

@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
-from app.records import Axis, Measure, StepRecord
+from app.records import Axis, LogsHealth, Measure, StepRecord
 from callbacks import conditions
 from callbacks.trits import TritCounts, TritWatch
 from callbacks.watcher import MeasureWatcher, step_record
@@ -16,7 +16,9 @@ MAX_PLACES_NAMED = 3  # on one line of the terminal
 
 
 class RunHealth(MeasureWatcher):
-    """Looks at the logged steps for six conditions; each is told when it begins and when it ends.
+    """Warns of dead banks, stuck routers and gradient spikes.
+
+    Looks at the logged steps for six conditions; each is told when it begins and when it ends.
 
     - ``dead_bank``: a bank without a token in any logged step over more than ``dead_steps`` steps
     - ``one_sided``: one route or pathway of a layer with a share above ``max_share``, until below ``max_share`` − 0.05
@@ -90,7 +92,6 @@ class RunHealth(MeasureWatcher):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes both back."""
         self.open = {key: dict(fields) for key, fields in state_dict["open"].items()}
         for condition in self.conditions:
             condition.load_state_dict(state_dict["conditions"][condition.name])
@@ -100,27 +101,31 @@ class RunHealth(MeasureWatcher):
         self._write(trainer, {}, trainer.global_step)
         TritWatch.begin(pl_module)
 
-    def on_before_optimizer_step(
-        self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Keeps the trits that a logged step starts from."""
         TritWatch.of(pl_module).before_step(trainer, pl_module)
+
+    def take_in(self, pl_module: LightningModule, record: StepRecord) -> None:
+        """Also chooses gradients and flips, which a step has once."""
+        self._own = {}
+        if record.is_last_micro:
+            self._step, self._changed = record.step, {}
+            self._own = _own_measures(pl_module, TritWatch.of(pl_module).after_step(pl_module, record.step))
+        super().take_in(pl_module, record)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Takes in a micro-batch of a logged step; after the last one, says what has changed."""
         record = step_record(outputs)
-        self._own = {}
-        if record.is_logged and record.is_last_micro:
-            self._step, self._changed = record.step, {}
-            self._own = _own_measures(pl_module, TritWatch.of(pl_module).after_step(pl_module, record.step))
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         if record.is_logged and record.is_last_micro and self._changed:
             self._write(trainer, self._changed, record.step)
             if trainer.is_global_zero:
                 for line in self._lines():
-                    print(line, flush=True)  # an open progress bar takes it in above itself
+                    print(line, flush=True)  # an open display takes it in above itself
 
     def select(self, record: StepRecord) -> dict[str, Measure]:
         """What some condition looks at."""
@@ -145,6 +150,10 @@ class RunHealth(MeasureWatcher):
         self.open = {key: self.open.get(key, now[key]) for key in now}
         return {"health/open": float(len(self.open))}, {}
 
+    def open_findings(self) -> Mapping[str, Mapping[str, Any]]:
+        """What holds now, for whoever shows the run."""
+        return self.open
+
     def _lines(self) -> list[str]:
         """One line per condition that begins or ends."""
         groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
@@ -162,9 +171,8 @@ class RunHealth(MeasureWatcher):
 
     def _write(self, trainer: Trainer, findings: dict[str, dict[str, Any]], step: int) -> None:
         for logger in trainer.loggers:
-            write = getattr(logger, "log_health", None)
-            if write is not None:
-                write(findings, step)
+            if isinstance(logger, LogsHealth):
+                logger.log_health(findings, step)
 
 
 def _own_measures(pl_module: Any, counts: TritCounts | None) -> dict[str, Measure]:

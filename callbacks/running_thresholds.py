@@ -12,7 +12,7 @@ UNIT = "deviation"
 
 
 class RunningThresholds(MeasureWatcher):
-    """Follows the thresholds of each layer, their learned offsets, and the mean deviation.
+    """Follows thresholds, their offsets and the mean deviation.
 
     Watches every measure with a layer axis that is a ``threshold`` or a ``level`` in units of deviation. Logged
     keys, for a measure ``<name>`` and each of its entries ``<label>`` (no label where a layer has one number;
@@ -64,9 +64,7 @@ class RunningThresholds(MeasureWatcher):
         return scalars, details
 
     def state_dict(self) -> dict[str, Any]:
-        """The running means."""
         return {"running": dict(self.running)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on from them."""
         self.running = dict(state_dict["running"])

@@ -3,13 +3,12 @@
 from typing import Any
 
 import numpy as np
-import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from app.analysis.depth_time import About
 from callbacks.trits import TritWatch
-from callbacks.watcher import log_details, log_scalars, over_layers, step_record
+from callbacks.watcher import Watcher, log_details, log_scalars, over_layers, step_record
 
 #: quantity → whether its largest layer is the worst (else its smallest)
 WORST_IS_LARGEST = {
@@ -22,17 +21,17 @@ WORST_IS_LARGEST = {
 }
 #: what the details mean
 ABOUT = {
-    "ternary/negative": About("share of weights at −1"),
-    "ternary/zero": About("share of weights at 0"),
-    "ternary/positive": About("share of weights at +1"),
+    "ternary/negative": About("weights at −1", "share of all"),
+    "ternary/zero": About("weights at 0", "share of all"),
+    "ternary/positive": About("weights at +1", "share of all"),
     "ternary/scale": About("mean scale of the weights"),
-    "ternary/flips": About("weights that one step flips"),
-    "ternary/flip_share": About("share that one step flips"),
+    "ternary/flips": About("weights that flip", "per step"),
+    "ternary/flip_share": About("weights that flip", "share per step"),
 }
 
 
-class TernaryHealth(Callback):
-    """Follows the ternary weights of each layer, read off the weights after each logged step.
+class TernaryHealth(Watcher):
+    """Follows the ternary weights of each layer.
 
     Works on every network whose ``ternary_weights()`` names some. Logged keys, for each ``<quantity>``:
 
@@ -65,8 +64,8 @@ class TernaryHealth(Callback):
         """Forgets what a fit that broke off has left."""
         TritWatch.begin(pl_module)
 
-    def on_before_optimizer_step(
-        self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Keeps the trits that the step starts from, if it is a logged one."""
         TritWatch.of(pl_module).before_step(trainer, pl_module)

@@ -1,15 +1,20 @@
 """Text that the network writes after each validation."""
 
+import math
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
+from app.records import LogsText
+from callbacks.watcher import Watcher
 
-class TextSamples(Callback):
-    """Generates text after validations and writes it through every logger that has ``log_text``.
 
-    The text depends on the weights and the arguments only: every validation uses the same seed, in a random
+class TextSamples(Watcher):
+    """Generates text after validations.
+
+    Every logger that has ``log_text`` gets it. The text depends on the weights and the arguments only: every
+    validation uses the same seed, in a random
     generator of its own. Logged texts, on rank zero:
 
     - ``samples/<i>``: what ``pl_module.generate_text`` returns for prompt i
@@ -17,9 +22,9 @@ class TextSamples(Callback):
     Args:
         prompts: texts to continue, at least one; the empty one starts from nothing.
         max_new_tokens: tokens to generate per prompt, >= 1.
-        temperature: divisor of the logits, >= 0; 0 always takes the likeliest token.
+        temperature: divisor of the logits, finite and >= 0; 0 always takes the likeliest token.
         top_k: sample among the k likeliest tokens only, >= 1; None samples among all.
-        seed: seed of the sampling.
+        seed: seed of the sampling, in [0, 2^64).
         every_n_validations: sample after the first validation and then after every n-th, >= 1.
 
     Attributes:
@@ -43,12 +48,14 @@ class TextSamples(Callback):
             raise ValueError("prompts is empty; name at least one (an empty text starts from nothing)")
         if max_new_tokens < 1:
             raise ValueError(f"max_new_tokens is {max_new_tokens}; it must be >= 1")
-        if not temperature >= 0:
+        if not 0 <= temperature < math.inf:
             raise ValueError(
-                f"temperature is {temperature}; it must be >= 0 (0 always takes the likeliest token)"
+                f"temperature is {temperature}; it must be finite and >= 0 (0 always takes the likeliest token)"
             )
         if top_k is not None and top_k < 1:
             raise ValueError(f"top_k is {top_k}; it must be >= 1, or null to sample among all tokens")
+        if not 0 <= seed < 1 << 64:
+            raise ValueError(f"seed is {seed}; it must be >= 0 and below 2^64")
         if every_n_validations < 1:
             raise ValueError(f"every_n_validations is {every_n_validations}; it must be >= 1")
         self.max_new_tokens = max_new_tokens
@@ -66,6 +73,15 @@ class TextSamples(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on counting validations from a checkpoint's."""
         self._n_validations = state_dict["n_validations"]
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Encodes the prompts once: the tokenizer refuses before the first step what it does not know."""
+        tokenizer: Any = getattr(getattr(trainer, "datamodule", None), "tokenizer", None)
+        for number, prompt in enumerate(self.prompts) if tokenizer is not None else ():
+            try:
+                tokenizer.encode_prompt(prompt)
+            except Exception as error:
+                raise type(error)(f"TextSamples: prompts[{number}]: {error}") from None
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Generates and writes the texts, during training only."""
@@ -86,7 +102,6 @@ class TextSamples(Callback):
             for prompt in self.prompts
         ]
         for logger in trainer.loggers:
-            write = getattr(logger, "log_text", None)
-            if write is not None:
+            if isinstance(logger, LogsText):
                 for index, text in enumerate(self.last):
-                    write(f"samples/{index}", text, trainer.global_step)
+                    logger.log_text(f"samples/{index}", text, trainer.global_step)

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 
-from callbacks.watcher import log_scalars, step_record
+from callbacks.watcher import Watcher, log_scalars, step_record
 
 GIB = 2**30
 
@@ -19,10 +19,11 @@ GIB = 2**30
 PEAK_TFLOPS = {"H100 PCIe": 756.0, "H100 NVL": 835.0, "H100": 989.4, "H200": 989.4, "A100": 312.0}
 
 
-class Throughput(Callback):
-    """Measures speed over the interval from one logged step to the next, and memory.
+class Throughput(Watcher):
+    """Measures speed, memory and FLOP utilisation.
 
-    An interval leaves out validation, with everything that other callbacks do in it. The first one also holds
+    Speed is that of the interval from one logged step to the next. An interval leaves out validation, with
+    everything that other callbacks do in it. The first one also holds
     what only happens once, such as compilation. On a GPU the clock is read after waiting for the device,
     which happens at logged steps and around validations only. Logged keys:
 
@@ -39,7 +40,6 @@ class Throughput(Callback):
       arXiv 2001.08361, section 2.1, without the term of attention)
     - ``speed/mfu``: model-FLOP utilisation (Chowdhery et al. 2022, arXiv 2204.02311, appendix B):
       tokens/s × FLOPs per token / (ranks × peak), in [0, 1]; only with a known peak
-    - ``speed/tokens_seen``: tokens trained on since step 0, all ranks and launches
 
     Args:
         peak_tflops: peak of one device in TFLOP/s at the precision of the run, > 0. None looks a GPU up in a
@@ -57,8 +57,6 @@ class Throughput(Callback):
             raise ValueError(f"peak_tflops is {peak_tflops}; it must be > 0, or null to look the device up")
         self.peak_tflops = peak_tflops
         self.last: dict[str, float] = {}
-        self._tokens_seen: int | None = None  # unknown until the first step of a launch
-        self._tokens_of_step = 0
         self._validation_started: float | None = None
         self._start()
 
@@ -69,16 +67,7 @@ class Throughput(Callback):
         self._left_out = 0.0
         self._in_loader_before: float | None = None  # unknown until the interval's first batch
 
-    def state_dict(self) -> dict[str, Any]:
-        """The tokens seen so far."""
-        return {"tokens_seen": self._tokens_seen}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on counting tokens from a checkpoint's."""
-        self._tokens_seen = state_dict["tokens_seen"]
-
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Resets the clock."""
         self._validation_started = None
         self._start(trainer.global_step)
 
@@ -100,13 +89,7 @@ class Throughput(Callback):
     ) -> None:
         """Counts tokens; at a logged step, writes the interval's numbers."""
         record = step_record(outputs)
-        self._tokens_of_step += record.tokens * trainer.world_size
-        if record.is_last_micro:
-            if self._tokens_seen is None:  # resumed from a checkpoint without a count: all steps were alike
-                self._tokens_seen = (record.step - 1) * self._tokens_of_step
-            self._tokens_seen += self._tokens_of_step
-            self._tokens += self._tokens_of_step
-            self._tokens_of_step = 0
+        self._tokens += record.tokens * trainer.world_size
         if record.is_logged and record.is_last_micro:
             now = self._now(pl_module)
             self.last = self._measure(trainer, pl_module, record.step, now, batch)
@@ -133,7 +116,6 @@ class Throughput(Callback):
         self, trainer: Trainer, pl_module: LightningModule, step: int, now: float, batch: Any
     ) -> dict[str, float]:
         assert self._started is not None
-        assert self._tokens_seen is not None
         seconds = max(now - self._started - self._left_out, 1e-9)
         tokens_per_second = self._tokens / seconds
         network: Any = pl_module.network
@@ -143,7 +125,6 @@ class Throughput(Callback):
             "speed/step_ms": 1000 * seconds / (step - self._step_before),
             "speed/memory_gib": memory_bytes(pl_module.device) / GIB,
             "speed/flops_per_token": flops,
-            "speed/tokens_seen": float(self._tokens_seen),
         }
         in_loader = seconds_in_loader(trainer)
         if in_loader is not None and self._in_loader_before is not None:

@@ -51,7 +51,7 @@ class TritWatch:
         cls._shared.pop(pl_module, None)
 
     def before_step(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """To be called right before the optimizer's step; keeps the trits if that step is a logged one."""
+        """To be called before each micro-batch; keeps the trits that its step starts from, if it is a logged one."""
         module: Any = pl_module
         step = trainer.global_step + 1
         if step == self._step and self._before:

@@ -1,41 +1,96 @@
 """What every callback that watches a network's measures has in common."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
-import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
-from torch import Tensor
 
 from app.analysis.depth_time import About
-from app.records import Measure, StepRecord
+from app.records import HearsDetails, LogsDetails, LogsFigures, Measure, StepRecord
+from callbacks.gather import Chosen, SharedGather
 
 # A scalar per layer, or per entry of a layer, up to these; beyond, summaries, and the matrix in the details.
 MAX_LAYERS_AS_SCALARS = 8
 MAX_ENTRIES_AS_SCALARS = 16
 
 
-class MeasureWatcher(Callback, ABC):
+class Watcher(Callback):
+    """A callback that looks at a run, and that the run can do without.
+
+    In a run of the application a watcher that fails is switched off until the next launch and a figure that cannot be
+    drawn is left out this once, both with a note: see :mod:`app.training.run_callbacks.watching`, which takes the
+    place of :meth:`before_exchange` and :meth:`report_left_out`. In any other trainer the framework's rule holds, by
+    which an exception in a callback ends the training.
+    """
+
+    def exchanges(self, record: StepRecord) -> bool:
+        """Whether :meth:`on_train_batch_end` of this micro-batch exchanges numbers with the other ranks.
+
+        But for what a :class:`MeasureWatcher` exchanges together with the others. The same on every rank. A watcher
+        that does so at any other time cannot fail on one rank alone.
+        """
+        return False
+
+    def before_exchange(self, n_numbers: int) -> None:
+        """To be called right before an exchange: no rank then waits for one whose watcher has failed on the way.
+
+        Args:
+            n_numbers: how many this rank is about to hand over.
+        """
+
+    def report_left_out(self, trainer: Trainer, failures: Mapping[str, Exception]) -> None:
+        """Says which figures could not be drawn this time.
+
+        Args:
+            trainer: whose run it is.
+            failures: tag of a figure to what went wrong; empty when all were drawn.
+        """
+        for tag, error in failures.items():
+            rank_zero_warn(f"{type(self).__name__}: {tag} is left out ({type(error).__name__}: {error})")
+
+    def draw(self, trainer: Trainer, figures: Iterable[tuple[str, Callable[[], bytes]]]) -> None:
+        """Draws figures and hands them to every logger that takes some; one that cannot be drawn is left out.
+
+        Args:
+            trainer: whose loggers.
+            figures: tag, and what draws the PNG file.
+        """
+        writers = [logger.log_figure for logger in trainer.loggers if isinstance(logger, LogsFigures)]
+        if not writers:
+            return
+        failures: dict[str, Exception] = {}
+        for tag, drawn in figures:
+            try:
+                png = drawn()
+            except Exception as error:
+                failures[tag] = error
+                continue
+            for write in writers:
+                write(tag, png, trainer.global_step)
+        self.report_left_out(trainer, failures)
+
+
+class MeasureWatcher(Watcher, ABC):
     """Turns chosen measures of a network into scalars and per-layer details, at logged steps only.
 
-    Micro-batches are combined on the device and ranks by one all-reduce, each measure the way it says; one
-    tensor then goes to the host, whatever the number of measures. Between logged steps nothing is computed.
-    Weights and random numbers are never touched.
+    Micro-batches are combined on the device, ranks by one all-reduce, each measure the way it says; one tensor then
+    goes to the host. Both are of all such watchers together, see :class:`~callbacks.gather.SharedGather`. Between
+    logged steps nothing is computed. Weights and random numbers are never touched.
 
     Attributes:
         last: scalars of the newest logged step, by key; the same on every rank.
         last_details: details of the newest logged step, nested lists by key; the same on every rank.
+        chosen: of the step so far.
     """
 
     def __init__(self) -> None:
         self.last: dict[str, float] = {}
         self.last_details: dict[str, Any] = {}
-        self._measures: dict[str, Measure] = {}  # the newest micro-batch's
-        self._sums: dict[str, Tensor] = {}  # over the micro-batches of the step so far
+        self.chosen = Chosen()
+        self._gather: SharedGather | None = None  # the first one's is that of all
         self._has_warned = False
 
     @abstractmethod
@@ -50,28 +105,31 @@ class MeasureWatcher(Callback, ABC):
             measures: what was selected, with values (float64) and targets on the host, over the global batch.
         """
 
+    def take_in(self, pl_module: LightningModule, record: StepRecord) -> None:
+        """Chooses from a micro-batch of a logged step, before any watcher reports."""
+        self.chosen.add(self.select(record), pl_module.device, record.micro_step == 0)
+
+    def gather(self, trainer: Trainer) -> SharedGather:
+        """What the watchers of a trainer share."""
+        watchers = [c for c in trainer.callbacks if isinstance(c, MeasureWatcher)]  # type: ignore[attr-defined]
+        watchers = watchers if self in watchers else [self]
+        first = watchers[0]
+        if first._gather is None or first._gather.watchers != watchers:
+            first._gather = SharedGather(watchers)
+        return first._gather
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Takes in a micro-batch of a logged step; with the last one, writes the step's numbers."""
         record = step_record(outputs)
-        if not record.is_logged:
+        self.gather(trainer).take_in(pl_module, record)
+        if not (record.is_logged and record.is_last_micro):
             return
-        if record.micro_step == 0:
-            self._sums = {}
-        self._measures = self.select(record)
-        for name, measure in self._measures.items():
-            values = _wide(measure.values, pl_module.device)
-            if measure.reduce != "none" and name in self._sums:
-                values = self._sums[name] + values
-            self._sums[name] = values
-        if not record.is_last_micro:
-            return
-        if not self._measures:
+        if not self.chosen:
             self._warn_of_nothing()
             return
-        self.last, self.last_details = self.report(self._gather(record.micro_step + 1))
-        self._measures, self._sums = {}, {}  # they may hold on to activations
+        self.last, self.last_details = self.report(self.chosen.take())
         log_scalars(trainer, self.last, record.step)
         log_details(trainer, self.last_details, record.step)
 
@@ -82,49 +140,6 @@ class MeasureWatcher(Callback, ABC):
                 "remove it from the callbacks"
             )
         self._has_warned = True
-
-    def _gather(self, n_micro: int) -> dict[str, Measure]:
-        """The step's measures on the host, combined over micro-batches and ranks."""
-        reduced: dict[str, Tensor] = {}
-        local: dict[str, Tensor] = {}  # the same on every rank
-        for name, measure in self._measures.items():
-            values = self._sums[name]
-            (local if measure.reduce == "none" else reduced)[name] = values
-            if measure.target is not None:
-                local[f"{name} target"] = _wide(measure.target, values.device)
-        world_size = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-        stacked = [values.reshape(-1) for values in reduced.values()]
-        if world_size > 1 and stacked:
-            summed = torch.cat(stacked)
-            dist.all_reduce(summed)
-            stacked = [summed]
-        flat = torch.cat(stacked + [values.reshape(-1) for values in local.values()]).cpu()
-        host: dict[str, Tensor] = {}
-        offset = 0
-        for name, values in (reduced | local).items():
-            host[name] = flat[offset : offset + values.numel()].reshape(values.shape).double()
-            offset += values.numel()
-        gathered = {}
-        for name, measure in self._measures.items():
-            values = host[name] / (n_micro * world_size) if measure.reduce == "mean" else host[name]
-            if measure.derive is not None:
-                values = measure.derive(values).double()
-            target = host.get(f"{name} target")
-            gathered[name] = Measure(
-                values,
-                measure.axes,
-                measure.kind,
-                target,
-                measure.reduce,
-                measure.unit,
-                meaning=measure.meaning,
-            )
-        return gathered
-
-
-def _wide(values: Tensor, device: torch.device) -> Tensor:
-    """Detached, in the widest floating type of the device: a count in fp32 is exact only up to 2^24."""
-    return values.detach().to(device, torch.float32 if device.type == "mps" else torch.float64)
 
 
 def step_record(outputs: Any) -> StepRecord:
@@ -160,13 +175,11 @@ def log_details(
         about: what some of the keys mean, for a figure.
     """
     for logger in trainer.loggers:
-        write = getattr(logger, "log_details", None)
-        if write is not None:
-            write(details, step)
+        if isinstance(logger, LogsDetails):
+            logger.log_details(details, step)
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        hear = getattr(callback, "on_details", None)
-        if hear is not None:
-            hear(details, step, about or {})
+        if isinstance(callback, HearsDetails):
+            callback.on_details(details, step, about or {})
 
 
 def over_layers(key: str, values: np.ndarray, layers: Sequence[int] | None = None) -> dict[str, float]:

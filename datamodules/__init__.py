@@ -11,13 +11,21 @@ if TYPE_CHECKING:
     from datamodules.char import CharDataModule
     from datamodules.hf_text import HFTextDataModule
     from datamodules.local_text import TextDataModule
+    from datamodules.synthetic_data import SyntheticDataModule
     from datamodules.wikitext import WikiTextDataModule
 
-__all__ = ["CharDataModule", "HFTextDataModule", "TextDataModule", "WikiTextDataModule"]
+__all__ = [
+    "CharDataModule",
+    "HFTextDataModule",
+    "SyntheticDataModule",
+    "TextDataModule",
+    "WikiTextDataModule",
+]
 
 _MODULES = {
     "CharDataModule": "char",
     "HFTextDataModule": "hf_text",
+    "SyntheticDataModule": "synthetic_data",
     "TextDataModule": "local_text",
     "WikiTextDataModule": "wikitext",
 }

@@ -1,91 +1,88 @@
 """The part of a data module that does not depend on where its text comes from."""
 
-import inspect
+import functools
 from abc import abstractmethod
-from collections.abc import Iterable
-from typing import Any, Literal, NamedTuple
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
+from app.options import Given, NonNegativeInt, PositiveInt
 from app.run.errors import ConfigurationError
+from app.run.paths import TypedPath
 from datamodules import yardsticks
+from datamodules.baseline import (
+    CountBaseline,
+    Samples,
+    baseline_file,
+    keep_baseline,
+    read_baseline,
+    work_out,
+)
 from datamodules.corpus import Corpus
-from datamodules.loaders import Batch, Placement, Stopwatch, TrainDataset, evaluation_loader, train_loader
+from datamodules.evaluated import EvaluatedText, evaluated_text, notes_on
+from datamodules.loaders import (
+    Batch,
+    EvaluationDataset,
+    Stopwatch,
+    TrainDataset,
+    evaluation_loader,
+    train_loader,
+)
 from datamodules.resident import ResidentEvaluationLoader, ResidentTrainLoader, on_device
 from datamodules.tokenizers import Tokenizer
-from datamodules.tokenizers.word import count_words
+from datamodules.tuning import held_out
+from datamodules.windowed import WindowDataModule
 from datamodules.windows import TrainWindows, micro_batch_index, shard
 
 #: tokens in which generated words are looked up; those of a longer text would not fit in memory
 MAX_REFERENCE_TOKENS = 1 << 24
 MAX_BYTES_ON_DEVICE = 1 << 28
+#: a file or folder, as a person types it
+PathName = Annotated[str, TypedPath()]
 
 
-class EvaluatedText(NamedTuple):
-    """What the tokens of an evaluation stand for.
-
-    Attributes:
-        bytes_per_token_byte: bytes of the split's text over the bytes that its tokens stand for; 1 where the
-            tokenizer loses nothing.
-        words_per_token: words (white space separates them, a line end is one) that end among the targets of
-            the split, over its targets; None where words were not counted.
-    """
-
-    bytes_per_token_byte: float
-    words_per_token: float | None
-
-
-class TokenDataModule(LightningDataModule):
+class TokenDataModule(WindowDataModule):
     """Windows of tokens for training, validation and test; subclasses say where the tokens come from.
 
-    Training is one endless stream, a function of ``seed`` and the optimizer step; there is no state to save.
     Batches are ``(x, y)``, each ``(b, block_size)`` int64, ``y`` being ``x`` one token further. Validation
-    and test hold every target once and pad ``y`` with -100. Set ``use_distributed_sampler=False`` in the
-    trainer: batches are already divided among the ranks.
+    and test hold every target once and pad ``y`` with -100.
 
     On a GPU a split of up to ``max_bytes_on_device`` lives there and its batches are sliced there; a larger
     one streams from its file through page-locked memory, ahead of the step with ``num_workers`` above 0.
     Either way the batches are the same.
 
     Args:
-        block_size: targets per window.
-        batch_size: windows per optimizer step, over all ranks and accumulated micro-batches.
-        num_workers: loader processes; they change nothing but the speed.
-        seed: of the windows' order.
-        repeat_windows: if positive, train on the first so many windows only, over and over.
-        stride: targets by which evaluation windows move on, in [1, block_size]; None is ``block_size``. Less
-            gives every target more context, at proportionally more cost.
-        max_bytes_on_device: largest token file that is kept on a GPU; 0 streams always.
+        stride: tokens between evaluation windows; by default, and at most, ``block_size``. Less gives every target more
+            context, at proportionally more cost.
+        max_bytes_on_device: largest token file kept on a GPU; its batches are sliced there. 0 streams always.
+        windows: options of :class:`~datamodules.windowed.WindowDataModule`.
 
-    Attributes:
-        prepare_command: what messages tell a person to run where there is a network.
+    Raises:
+        ConfigurationError: arguments out of range, all at once. Reading the text raises DataError.
     """
 
     def __init__(
         self,
-        block_size: int,
-        batch_size: int,
-        num_workers: int,
-        seed: int,
-        repeat_windows: int,
-        stride: int | None = None,
-        max_bytes_on_device: int = MAX_BYTES_ON_DEVICE,
+        *,
+        stride: PositiveInt | None = None,
+        max_bytes_on_device: NonNegativeInt = MAX_BYTES_ON_DEVICE,
+        **windows: Any,
     ):
-        super().__init__()
-        self.block_size = block_size
-        self.batch_size = batch_size
-        self.num_workers = num_workers
-        self.seed = seed
-        self.repeat_windows = repeat_windows
+        super().__init__(**windows)
         self.stride = stride
         self.max_bytes_on_device = max_bytes_on_device
-        self.prepare_command = "app prepare"
         self._resident: dict[str, Tensor] = {}
-        self._stopwatch = Stopwatch()
+        self._text: Corpus | None = None
         self._corpus: Corpus | None = None
+
+    @staticmethod
+    def conflicts(given: Given) -> Iterator[tuple[str, str]]:
+        if given.stride is not None and given.stride > given.block_size:
+            yield "stride", f"must be at most block_size = {given.block_size}"
 
     @abstractmethod
     def read_corpus(self) -> Corpus:
@@ -95,49 +92,6 @@ class TokenDataModule(LightningDataModule):
             DataError: the text cannot be used.
         """
 
-    @classmethod
-    def problems(cls, **args: Any) -> list[str]:
-        """All range problems of constructor arguments at once, without reading anything.
-
-        Args:
-            args: constructor arguments of the right types; missing ones have their defaults.
-
-        Returns:
-            One message per problem, beginning with the argument's name; empty if there is none.
-        """
-        values = {"stride": None, "max_bytes_on_device": 0} | cls.with_defaults(args)
-        found = []
-        for name, minimum in (
-            ("block_size", 2),
-            ("batch_size", 1),
-            ("num_workers", 0),
-            ("seed", 0),
-            ("repeat_windows", 0),
-            ("max_bytes_on_device", 0),
-        ):
-            if values[name] < minimum:
-                found.append(f"{name}: {values[name]} is too small; it must be at least {minimum}.")
-        if values["seed"] >= 1 << 63:
-            found.append(f"seed: {values['seed']} is too large; it must be below 2^63.")
-        stride = values["stride"]
-        if stride is not None and not 1 <= stride <= max(values["block_size"], 1):
-            found.append(
-                f"stride: {stride} must be at least 1 and at most block_size ({values['block_size']})."
-            )
-        return found
-
-    @classmethod
-    def without_effect(cls, **args: Any) -> list[tuple[str, str]]:
-        """Name and reason of every argument that does nothing beside the others."""
-        return []
-
-    @classmethod
-    def with_defaults(cls, args: dict[str, Any]) -> dict[str, Any]:
-        """Constructor arguments with the defaults of those that are not given."""
-        parameters = inspect.signature(cls).parameters.values()
-        defaults = {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
-        return defaults | args
-
     def check_source(self) -> Corpus:
         """Reads, tokenises and splits the text on the first call; later calls return the same.
 
@@ -145,8 +99,15 @@ class TokenDataModule(LightningDataModule):
             DataError: the text cannot be used.
         """
         if self._corpus is None:
-            self._corpus = self.read_corpus()
+            text = self._text = self._text or self.read_corpus()
+            if self.tuning_fraction > 0:
+                text = held_out(text, self.tuning_fraction, self.block_size, self.is_tuning)
+            self._corpus = text
         return self._corpus
+
+    def open_validation(self) -> None:
+        super().open_validation()
+        self._corpus = None
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -163,14 +124,17 @@ class TokenDataModule(LightningDataModule):
         """Plain values that change when the text, the tokenizer or the split does."""
         return dict(self.check_source().fingerprint)
 
-    @property
-    def tokens_per_step(self) -> int:
-        """Targets per optimizer step, over all ranks."""
-        return self.batch_size * self.block_size
-
     def describe(self) -> str:
-        """One line: source, characters, symbols, tokens per split."""
-        return self.check_source().summary
+        """Source, characters, symbols and tokens per split; below it, indented, which files were read and which not."""
+        corpus = self.check_source()
+        return "\n         ".join([corpus.summary, *corpus.files])
+
+    def notes(self, split: Literal["val", "test"] = "val") -> list[str]:
+        """What a person should know of the split on which figures are measured."""
+        corpus = self.check_source()
+        if split == "val" and self.is_tuning:
+            return ["val/* are of the tuning split; app validate reads the validation split"]
+        return notes_on(split, len(corpus.val if split == "val" else corpus.test), corpus.facts.get(split))
 
     def prepare_data(self) -> None:
         """Downloads what is missing and checks the text, on one process per node."""
@@ -180,33 +144,55 @@ class TokenDataModule(LightningDataModule):
         """Reads the text on every rank."""
         self.check_source()
 
-    @property
-    def bytes_per_token(self) -> float:
-        """Mean UTF-8 bytes per token of the training split."""
+    @functools.cached_property
+    def bytes_per_token(self) -> float | None:
+        """Mean UTF-8 bytes per token of the training split; None where its tokens do not hold all of the text."""
         corpus = self.check_source()
-        if "train" in corpus.facts:
-            return corpus.facts["train"].n_bytes / len(corpus.train)
+        if facts := corpus.facts.get("train"):
+            return None if facts.is_lossy else facts.n_bytes / len(corpus.train)
         counts = np.bincount(corpus.train, minlength=corpus.tokenizer.vocab_size)
         return float(counts @ corpus.tokenizer.token_bytes / len(corpus.train))
 
     def evaluated_text(self, split: Literal["val", "test"]) -> EvaluatedText:
         """How losses per token of a split become losses per byte and per word of its text."""
         corpus = self.check_source()
-        facts = corpus.facts.get(split)
-        if facts is None:
-            return EvaluatedText(1.0, None)
         tokens = corpus.val if split == "val" else corpus.test
-        # The first token is no target: a word that ends with it does not count.
-        head = tokens[:64]
-        before = count_words(corpus.tokenizer.decode(head)) - count_words(corpus.tokenizer.decode(head[1:]))
-        return EvaluatedText(
-            facts.n_bytes / facts.n_token_bytes, (facts.n_words - before) / (len(tokens) - 1)
-        )
+        return evaluated_text(tokens, corpus.tokenizer, corpus.facts.get(split))
 
-    def bigram_loss(self) -> float | None:
-        """Validation loss of an add-one bigram of the training split, nats per token; None for large V."""
-        corpus = self.check_source()
-        return yardsticks.bigram_loss(corpus.train, corpus.val, corpus.tokenizer.vocab_size)
+    @property
+    def kept_in(self) -> Path | None:
+        """Folder for what is worked out once for a text; None keeps nothing."""
+        return None
+
+    def count_baseline(
+        self,
+        n_texts: int,
+        prompt_tokens: int,
+        n_tokens: int,
+        temperature: float,
+        compute: bool = True,
+        keep: bool = True,
+    ) -> CountBaseline | None:
+        """What counting alone reaches on this text, worked out once and kept in :attr:`kept_in`.
+
+        Args:
+            n_texts: texts to draw from it, see :class:`~datamodules.baseline.Samples`, as for the next three.
+            prompt_tokens: length of each prompt.
+            n_tokens: drawn after each.
+            temperature: to draw at, > 0.
+            compute: whether to work it out where that has not happened, which takes up to 10 s; else None.
+            keep: whether to keep what was worked out.
+        """
+        samples = Samples(n_texts, prompt_tokens, n_tokens, temperature)
+        text = {**self.fingerprint, "evaluated": "tuning"} if self.is_tuning else self.fingerprint
+        file = baseline_file(self.kept_in, text, samples)
+        found = read_baseline(file)
+        if found is None and compute:
+            prompts = self.validation_prompts(samples.n_texts, samples.prompt_tokens)
+            found = work_out(self.check_source(), prompts, samples, self.known_words)
+            if keep:
+                keep_baseline(file, found)
+        return found
 
     def validation_prompts(self, n_prompts: int, n_tokens: int) -> list[np.ndarray]:
         """Equally many tokens each, from evenly spaced places of the validation split.
@@ -233,19 +219,22 @@ class TokenDataModule(LightningDataModule):
         )
         return yardsticks.known_words(texts, yardsticks.words(pieces))
 
-    def check_placement(self, world_size: int, accumulation: int) -> None:
-        """Whether every rank and micro-batch gets equally many windows.
+    @property
+    def tokens_per_epoch(self) -> int:
+        """Training tokens that one epoch passes over."""
+        return self.repeat_windows * self.block_size or len(self.check_source().train)
 
-        Raises:
-            ConfigurationError: ``batch_size`` does not divide.
-        """
-        shard(self.batch_size, world_size, accumulation)
+    def n_validation_batches(self, world_size: int, accumulation: int) -> int:
+        """Batches in which each rank reads its share of the validation split."""
+        tokens, stride = self.check_source().val, self.stride or self.block_size
+        windows = EvaluationDataset(tokens, self.block_size, stride, world_size, rank=0)
+        return -(-len(windows) // shard(self.batch_size, world_size, accumulation))
 
     def training_batch(self, step: int, micro_step: int) -> Batch:
         """The micro-batch ``(x, y)`` of this rank at an optimizer step counted from 0."""
         _, rank, accumulation, _, _ = placement = self._placement()
         index = micro_batch_index(
-            step,
+            self.windows_seen(step),
             micro_step,
             rank,
             batch_size=self.batch_size,
@@ -259,7 +248,7 @@ class TokenDataModule(LightningDataModule):
         return TrainWindows(len(self.check_source().train), self.block_size, self.seed, self.repeat_windows)
 
     def train_dataloader(self) -> Iterable[Batch]:
-        """Endless loader that goes on at the trainer's optimizer step; :attr:`seconds_in_loader` counts it."""
+        """Endless loader that goes on at the trainer's position; :attr:`seconds_in_loader` counts it."""
         tokens, placement = self.check_source().train, self._placement()
         resident = self._on_device("train", tokens)
         self._stopwatch = Stopwatch()
@@ -269,11 +258,6 @@ class TokenDataModule(LightningDataModule):
         return train_loader(
             tokens, self.train_windows(), self.batch_size, self.num_workers, placement, self._stopwatch
         )
-
-    @property
-    def seconds_in_loader(self) -> float:
-        """Seconds for which the host has waited for training batches, since the newest loader was made."""
-        return self._stopwatch.seconds
 
     def val_dataloader(self) -> Iterable[Batch]:
         """Every target of the validation split once."""
@@ -310,15 +294,9 @@ class TokenDataModule(LightningDataModule):
             self._resident[split] = on_device(tokens, device)
         return self._resident[split]
 
-    def _placement(self) -> Placement:
-        """Where this process stands; one rank at step 0 without a trainer."""
-        trainer = self.trainer
-        if trainer is None:
-            return Placement()
-        return Placement(
-            world_size=trainer.world_size,
-            rank=trainer.global_rank,
-            accumulation=trainer.accumulate_grad_batches,
-            step=trainer.global_step,
-            pin_memory=trainer.strategy.root_device.type == "cuda",
-        )
+
+def fractions_problem(given: Given) -> Iterator[tuple[str, str]]:
+    """The rule between the shares of a text that are not trained on."""
+    if given.val_fraction + given.test_fraction >= 1:
+        test = given.test_fraction
+        yield "val_fraction", f"and test_fraction = {test} leave nothing to train on; keep their sum below 1"

@@ -1,13 +1,15 @@
 """Characters of a text: the embedded default, a small downloaded corpus, or the user's own files."""
 
-import difflib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from app.run.errors import ConfigurationError
-from datamodules.base import MAX_BYTES_ON_DEVICE, TokenDataModule
+from app.options import Given, Probability, Within
+from app.run.paths import typed_path
+from datamodules.base import PathName, TokenDataModule, fractions_problem
 from datamodules.corpus import Corpus, read_char_corpus
-from datamodules.sources import SOURCE_NAMES, SourceName, open_source
+from datamodules.sources import SourceName, open_source
+from datamodules.splits import SPLIT_OPTION, DataSource, local_source
 
 
 class CharDataModule(TokenDataModule):
@@ -17,84 +19,62 @@ class CharDataModule(TokenDataModule):
         source: ``stdlib`` (the default): source of the running Python's top-level standard-library modules,
             ASCII part, no network needed. ``stdlib_full``: the same of all packages. ``tinyshakespeare``:
             downloaded once into ``data_dir``.
-        path: a UTF-8 text file, or a folder whose text files (``.txt``, ``.text``, ``.md``, ``.rst``,
-            ``.py``) are joined in order; instead of ``source``.
-        block_size: characters per window, at least 2.
-        batch_size: windows per optimizer step, over all ranks and accumulated micro-batches.
-        val_fraction: share of the text for validation, after the training part, in (0, 1).
-        test_fraction: share at the end for the test split, in [0, 1); the two fractions sum to less than 1.
-        num_workers: loader processes.
-        seed: of the windows' order, in [0, 2^63).
-        repeat_windows: if positive, train on the first so many windows only, over and over.
-        stride: targets by which evaluation windows move on, in [1, block_size]; None is ``block_size``.
-        max_bytes_on_device: largest token array that is kept on a GPU, where batches are then sliced.
+        path: a UTF-8 text file, or a folder of them (``.txt``, ``.text``, ``.md``, ``.rst``, ``.py``, ``.tokens``,
+            ``.raw``), whose names tell the splits or which are joined in order; instead of ``source``.
+        split_by_name: whether the names of a folder's files tell the splits, as :mod:`datamodules.split_names` says;
+            false joins all of them.
+        val_fraction: share of the text for validation, after the training part; where no file is named so.
+        test_fraction: share at the end for the test split, in the same case.
         data_dir: folder for the downloaded text, and for the temporary file of a very large one.
-
-    Raises:
-        ConfigurationError: arguments out of range, all at once. Reading the text raises DataError.
+        windows: options of :class:`~datamodules.base.TokenDataModule`.
     """
 
     def __init__(
         self,
         source: SourceName | None = None,
-        path: str | None = None,
-        block_size: int = 256,
-        batch_size: int = 32,
-        val_fraction: float = 0.1,
-        test_fraction: float = 0.0,
-        num_workers: int = 0,
-        seed: int = 1337,
-        repeat_windows: int = 0,
-        stride: int | None = None,
-        max_bytes_on_device: int = MAX_BYTES_ON_DEVICE,
-        data_dir: str = "data",
+        path: PathName | None = None,
+        *,
+        val_fraction: Annotated[float, Within("(0, 1)")] = 0.1,
+        test_fraction: Probability = 0.0,
+        data_dir: PathName = "data",
+        split_by_name: bool = True,
+        **windows: Any,
     ):
-        found = self.problems(
-            source=source,
-            path=path,
-            block_size=block_size,
-            batch_size=batch_size,
-            val_fraction=val_fraction,
-            test_fraction=test_fraction,
-            num_workers=num_workers,
-            seed=seed,
-            repeat_windows=repeat_windows,
-            stride=stride,
-            max_bytes_on_device=max_bytes_on_device,
-        )
-        if found:
-            raise ConfigurationError(found)
-        super().__init__(
-            block_size, batch_size, num_workers, seed, repeat_windows, stride, max_bytes_on_device
-        )
+        super().__init__(**windows)
         self.source = source
         self.path = path
+        self.split_by_name = split_by_name
         self.val_fraction = val_fraction
         self.test_fraction = test_fraction
         self.data_dir = data_dir
 
-    @classmethod
-    def problems(cls, **args: Any) -> list[str]:
-        """All range problems of constructor arguments at once, without reading anything."""
-        found = super().problems(**args)
-        values = cls.with_defaults(args)
-        source, val, test = values["source"], values["val_fraction"], values["test_fraction"]
-        if source is not None and source not in SOURCE_NAMES:
-            nearest = difflib.get_close_matches(str(source), SOURCE_NAMES, n=1, cutoff=0.4)
-            hint = f" Did you mean {nearest[0]}?" if nearest else " Use `path` for a file or a folder."
-            found.append(f"source: {source!r} is none of {', '.join(SOURCE_NAMES)}.{hint}")
-        if source is not None and values["path"] is not None:
-            found.append(f"source: {source!r} and path {values['path']!r} are both given. Keep one of them.")
-        if not 0 < val < 1:  # also refuses NaN
-            found.append(f"val_fraction: {val} must be above 0 and below 1; 0.1 is usual.")
-        if not 0 <= test < 1:
-            found.append(f"test_fraction: {test} must be at least 0 and below 1; 0 means no test split.")
-        if 0 < val < 1 and 0 <= test < 1 and val + test >= 1:
-            found.append(
-                f"val_fraction: {val} + test_fraction {test} leave nothing to train on. "
-                "Their sum must be below 1."
-            )
-        return found
+    @staticmethod
+    def conflicts(given: Given) -> Iterator[tuple[str, str]]:
+        yield from TokenDataModule.conflicts(given)
+        if given.source is not None and given.path is not None:
+            yield "source", f"and path {given.path!r} are both given; keep one of them"
+        yield from fractions_problem(given)
+
+    @staticmethod
+    def without_effect(given: Given) -> Iterator[tuple[str, str]]:
+        if given.path is None:
+            yield "split_by_name", "without a path"
+
+    @property
+    def kept_in(self) -> Path:
+        return Path(typed_path(self.data_dir))
+
+    def open_source(self) -> DataSource:
+        """The files, or the built-in text.
+
+        Raises:
+            DataError: nothing there, or nothing to train on.
+        """
+        if self.path is not None:
+            path, option = Path(typed_path(self.path)), SPLIT_OPTION
+            return local_source(path, None, "path", by_name=self.split_by_name, option=option)
+        text = open_source(self.source, self.data_dir)
+        return DataSource(text.name, text.label, text.details, {"train": text}, text.files, text.license)
 
     def read_corpus(self) -> Corpus:
         """Reads, tokenises and splits the text.
@@ -103,9 +83,9 @@ class CharDataModule(TokenDataModule):
             DataError: the text cannot be used.
         """
         return read_char_corpus(
-            open_source(self.source, self.path, self.data_dir),
+            self.open_source(),
             block_size=self.block_size,
             val_fraction=self.val_fraction,
             test_fraction=self.test_fraction,
-            data_dir=Path(self.data_dir).expanduser(),
+            data_dir=Path(typed_path(self.data_dir)),
         )

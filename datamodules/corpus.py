@@ -1,7 +1,7 @@
 """A text as token arrays, one per split, with what identifies it. Imports neither torch nor lightning."""
 
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -11,8 +11,9 @@ import numpy as np
 
 from app.run.atomic import free_bytes
 from app.run.errors import DataError, StorageError
-from datamodules.sources import TextSource
-from datamodules.text import TextSummary, summarise
+from datamodules.split_names import NAMES, SPLITS
+from datamodules.splits import DataSource
+from datamodules.text import summarise
 from datamodules.token_files import SplitFacts
 from datamodules.tokenizers import CharTokenizer, Tokenizer
 
@@ -29,6 +30,7 @@ class Corpus:
         train, val, test: ``(n,)`` unsigned ids, consecutive parts of the text.
         fingerprint: plain values that change when the text, the tokenizer or the split does.
         summary: one line for people.
+        files: lines that say what was read for which split and what was left out; empty for a single file.
         facts: what was counted in the text of each split when it was encoded; empty where nothing was.
     """
 
@@ -38,6 +40,7 @@ class Corpus:
     test: np.ndarray
     fingerprint: dict[str, Any]
     summary: str
+    files: tuple[str, ...] = ()
     facts: Mapping[str, SplitFacts] = field(default_factory=dict)
 
 
@@ -52,71 +55,130 @@ def split_points(n_tokens: int, val_fraction: float, test_fraction: float) -> tu
 
 
 def read_char_corpus(
-    source: TextSource, *, block_size: int, val_fraction: float, test_fraction: float, data_dir: Path
+    source: DataSource, *, block_size: int, val_fraction: float, test_fraction: float, data_dir: Path
 ) -> Corpus:
-    """Reads a text twice, for its alphabet and for its tokens, and splits it.
+    """Reads a text twice, for its alphabet and for its tokens, and splits it where it does not come in splits.
 
     Args:
-        source: the text.
+        source: the text, or those of its splits.
         block_size: targets per window; the training split must hold one window.
-        val_fraction: share of the tokens for validation.
-        test_fraction: share of the tokens at the end for the test split.
+        val_fraction: share of the tokens for validation, where there is no text for it.
+        test_fraction: share of the tokens at the end for the test split, in the same case.
         data_dir: holds the temporary file of a text above :data:`MAX_BYTES_IN_MEMORY`.
 
     Raises:
-        DataError: the text is empty, only white space, too short, not text, or changes while it is read.
+        DataError: a text is empty, only white space, too short, not text, that of two splits, or changes while it is
+            read.
         StorageError: no room for the temporary file.
     """
     where = source.label
-    text = summarise(source.pieces())
-    ends = check_text(
-        text, where, block_size=block_size, val_fraction=val_fraction, test_fraction=test_fraction
-    )
-    tokenizer = CharTokenizer(text.alphabet)
-    tokens = _store(_encoded(source.pieces(), tokenizer, where), text.n_characters, tokenizer.dtype, data_dir)
-    if len(tokens) != text.n_characters:
+    texts = {split: summarise(text.pieces()) for split, text in source.texts.items()}
+    n_all = sum(text.n_characters for text in texts.values())
+    is_blank = {split: not text.alphabet.strip() for split, text in texts.items()}
+    refuse_blank(where, None, n_all, all(is_blank.values()), block_size + 1)
+    for split, text in texts.items():
+        refuse_blank(where, split, text.n_characters, is_blank[split], block_size + 1)
+    refuse_equal(where, {split: text.sha256 for split, text in texts.items()})
+    n_tokens = {split: texts[split].n_characters if split in texts else 0 for split in SPLITS}
+    if "val" not in texts:
+        cut_off = 0.0 if "test" in texts else test_fraction
+        train_end, val_end = split_points(n_tokens["train"], val_fraction, cut_off)
+        n_tokens |= {"val": val_end - train_end, "train": train_end}
+        if "test" not in texts:
+            n_tokens["test"] = texts["train"].n_characters - val_end
+    has_test = test_fraction > 0 or "test" in texts
+    check_lengths(n_tokens, where, block_size=block_size, has_test=has_test, own=texts)
+    tokenizer = CharTokenizer("".join({c for text in texts.values() for c in text.alphabet}))
+    pieces = (piece for text in source.texts.values() for piece in text.pieces())
+    tokens = _store(_encoded(pieces, tokenizer, where), n_all, tokenizer.dtype, data_dir)
+    if len(tokens) != n_all:
         raise _changed(where)
-    train, val, test = np.split(tokens, ends)
+    train, val, test = np.split(tokens, [n_tokens["train"], n_tokens["train"] + n_tokens["val"]])
+    is_one = len(texts) == 1
+    details = {key: value for key, value in source.identity.items() if key != "splits"}
     fingerprint = {
         "source": source.name,
-        **source.details,
-        "sha256": text.sha256,
+        **details,
+        **{"sha256" if is_one else f"{split}_sha256": text.sha256 for split, text in texts.items()},
         "n_files": len(source.files),
-        "n_characters": text.n_characters,
+        "n_characters": n_all,
         "tokenizer": tokenizer.hash,
         "train_tokens": len(train),
         "val_tokens": len(val),
         "test_tokens": len(test),
     }
-    label = where + "".join(f" ({key.capitalize()} {value})" for key, value in source.details.items())
+    label = where + "".join(f" ({key.capitalize()} {value})" for key, value in details.items())
     splits = f"{len(train):,} train / {len(val):,} validation" + (
         f" / {len(test):,} test" if len(test) else ""
     )
-    summary = f"{label}: {text.n_characters:,} characters, {tokenizer.vocab_size} symbols; {splits} tokens"
+    summary = f"{label}: {n_all:,} characters, {tokenizer.vocab_size} symbols; {splits} tokens"
     if source.license is not None:
         summary += f"; licence {source.license}"
-    return Corpus(tokenizer, train, val, test, fingerprint, summary)
+    files = () if source.listing is None else tuple(source.listing.lines())
+    return Corpus(tokenizer, train, val, test, fingerprint, summary, files)
 
 
-def check_text(
-    text: TextSummary, where: str, *, block_size: int, val_fraction: float, test_fraction: float
-) -> tuple[int, int]:
-    """Ends of the splits of a text that can be trained on.
+@dataclass(frozen=True)
+class _TextInMemory:
+    """A text that is no file; see :class:`datamodules.splits.SplitText`."""
+
+    label: str
+    text: str
+
+    @property
+    def n_bytes(self) -> int:
+        return len(self.text.encode())
+
+    def pieces(self) -> Iterator[str]:
+        yield self.text
+
+
+def corpus_of_text(
+    text: str, name: str, *, block_size: int, val_fraction: float, test_fraction: float = 0.0
+) -> Corpus:
+    """The characters of a text that a data module has made or read in a way of its own, split where it ends.
+
+    Args:
+        text: all of it.
+        name: of the data set, for its fingerprint and for messages.
+        block_size: targets per window; the training split must hold one window.
+        val_fraction: share of the characters for validation, after the training part.
+        test_fraction: share at the end for the test split.
 
     Raises:
-        DataError: empty, only white space, or too short; all splits that are too short at once.
+        DataError: the text is empty, only white space, or too short.
     """
-    if not text.n_characters:
-        raise DataError(f"{where}: the text is empty; {block_size + 1} training tokens are needed.")
-    if text.alphabet.isspace():
-        raise DataError(f"{where}: the text is only white space ({text.n_characters} characters).")
-    train_end, val_end = split_points(text.n_characters, val_fraction, test_fraction)
-    n_tokens = {"train": train_end, "val": val_end - train_end, "test": text.n_characters - val_end}
-    check_lengths(n_tokens, where, block_size=block_size, has_test=test_fraction > 0)
-    return train_end, val_end
+    return read_char_corpus(
+        DataSource(name, name, {}, {"train": _TextInMemory(name, text)}),
+        block_size=block_size,
+        val_fraction=val_fraction,
+        test_fraction=test_fraction,
+        data_dir=Path(tempfile.gettempdir()),
+    )
 
 
-def check_lengths(n_tokens: Mapping[str, int], where: str, *, block_size: int, has_test: bool) -> None:
+def refuse_blank(where: str, split: str | None, n_characters: int, is_blank: bool, n_needed: int) -> None:
+    """Raises DataError for a text that is empty or only white space, and for such white space in one of its splits."""
+    if split is None and not n_characters:
+        raise DataError(f"{where}: the text is empty; {n_needed} training tokens are needed.")
+    if is_blank and n_characters:
+        text = "the text" if split is None else f"the text of the {NAMES[split]} split"
+        raise DataError(f"{where}: {text} is only white space ({n_characters} characters).")
+
+
+def refuse_equal(where: str, sha256: Mapping[str, str]) -> None:
+    """Raises DataError where a split that is held out has the text of the training split, by its hash."""
+    for split, digest in sha256.items():
+        if split != "train" and digest == sha256.get("train"):
+            raise DataError(
+                f"{where}: the training and the {NAMES[split]} split hold the same text, so that nothing is held out. "
+                "Remove one of them."
+            )
+
+
+def check_lengths(
+    n_tokens: Mapping[str, int], where: str, *, block_size: int, has_test: bool, own: Collection[str] = ()
+) -> None:
     """Whether every split is long enough.
 
     Args:
@@ -124,6 +186,7 @@ def check_lengths(n_tokens: Mapping[str, int], where: str, *, block_size: int, h
         where: the text, for the message.
         block_size: targets per window; the training split must hold one window.
         has_test: whether there should be a test split.
+        own: splits that come as texts of their own; the others are cut from the training text.
 
     Raises:
         DataError: all splits that are too short, with the tokens that they have and need.
@@ -139,7 +202,7 @@ def check_lengths(n_tokens: Mapping[str, int], where: str, *, block_size: int, h
         if n_tokens[split] < 2 and (split == "val" or has_test):  # one input and its target
             problems.append(
                 f"{where}: the {name} split has {n_tokens[split]} of the {total} tokens, it needs 2. "
-                f"Give more text or a larger {split}_fraction."
+                + ("Give it more text." if split in own else f"Give more text or a larger {split}_fraction.")
             )
     if problems:
         raise DataError(problems)
@@ -148,7 +211,7 @@ def check_lengths(n_tokens: Mapping[str, int], where: str, *, block_size: int, h
 def _encoded(pieces: Iterable[str], tokenizer: CharTokenizer, where: str) -> Iterator[np.ndarray]:
     for piece in pieces:
         try:
-            yield tokenizer.encode(piece)
+            yield tokenizer.encode_compact(piece)
         except DataError:
             raise _changed(where) from None
 

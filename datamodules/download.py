@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from app.run.atomic import sync_directory
+from app.run.atomic import make_directory, publish
 from app.run.errors import DataError, StorageError
 from datamodules.lock import exclusive
 from datamodules.text import check_regular_file
@@ -29,12 +29,14 @@ class Download:
         file_name: its name in the data folder.
         n_bytes: its size.
         sha256: hex digest of its content.
+        otherwise: options that do without it; empty where nothing does.
     """
 
     url: str
     file_name: str
     n_bytes: int
     sha256: str
+    otherwise: str = ""
 
     def fetch(self, data_dir: Path) -> Path:
         """Path of the verified file below ``data_dir``, downloaded if it is not there.
@@ -50,13 +52,12 @@ class Download:
         target = data_dir / self.file_name
         if not target.exists():
             try:
-                data_dir.mkdir(parents=True, exist_ok=True)
+                make_directory(data_dir)
                 with exclusive(data_dir / f".{self.file_name}.lock"):
                     if not target.exists():
                         partial = data_dir / f".{self.file_name}.part"
                         self._receive(partial, target)
-                        os.replace(partial, target)
-                        sync_directory(data_dir)
+                        publish(partial, target)
             except OSError as error:
                 raise StorageError(
                     f"{target}: cannot be written ({error.strerror}). Set data_dir to another folder."
@@ -142,9 +143,12 @@ class Download:
             raise DataError(f"{path}: cannot be read ({error.strerror}).") from None
 
     def _failure(self, target: Path, what: str) -> str:
+        otherwise = (
+            f" Without a network, {self.otherwise} reads a text that is here." if self.otherwise else ""
+        )
         return (
             f"{self.url}: {what}. Try again, or put the file by hand at {target.absolute()} "
-            f"({self.n_bytes} bytes, SHA-256 {self.sha256})."
+            f"({self.n_bytes} bytes, SHA-256 {self.sha256}).{otherwise}"
         )
 
 

@@ -1,5 +1,6 @@
 """A text of any size to token ids, in parts, by several processes, in bounded memory."""
 
+import contextlib
 import multiprocessing
 import os
 import threading
@@ -11,8 +12,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from app.run.signals import ignore_in_worker
+from app.run.errors import DataError
+from app.run.signals import ignore_in_worker, starting_processes
 from datamodules.tokenizers import Tokenizer, from_dict
+from datamodules.tokenizers.base import Losses
 from datamodules.tokenizers.word import count_words
 
 SEGMENT_CHARACTERS = 1 << 20
@@ -29,6 +32,7 @@ class Encoded(NamedTuple):
         n_bytes: of its UTF-8 form.
         n_words: what white space separates, and one more per line end.
         is_blank: whether it is nothing but white space.
+        losses: what of it the ids do not hold.
     """
 
     ids: np.ndarray
@@ -36,6 +40,7 @@ class Encoded(NamedTuple):
     n_bytes: int
     n_words: int
     is_blank: bool
+    losses: Losses
 
 
 def segments(pieces: Iterable[str], size: int = SEGMENT_CHARACTERS) -> Iterator[str]:
@@ -67,19 +72,28 @@ def _last_cut(text: str, start: int, end: int) -> int:
 
 def encode_segment(tokenizer: Tokenizer, text: str) -> Encoded:
     """Ids and counts of one segment."""
-    ids = tokenizer.encode(text)
+    ids = tokenizer.encode_compact(text)
     n_bytes = len(text) if text.isascii() else len(text.encode())
-    return Encoded(ids, len(text), n_bytes, count_words(text), text.isspace())
+    return Encoded(ids, len(text), n_bytes, count_words(text), text.isspace(), tokenizer.losses(text, ids))
 
 
-def encoded(texts: Iterable[str], tokenizer: Tokenizer, n_processes: int) -> Iterator[Encoded]:
+def encoded(texts: Iterable[str], tokenizer: Tokenizer, n_processes: int, where: str) -> Iterator[Encoded]:
     """Encodes segments, in their order, with so many processes; one means this one.
+
+    Args:
+        texts: the segments.
+        tokenizer: makes the ids.
+        n_processes: that encode.
+        where: the text, for messages of the tokenizer; those of ``texts`` name their file themselves.
 
     Raises:
         DataError: of the tokenizer.
     """
     if n_processes <= 1:
-        yield from (encode_segment(tokenizer, text) for text in texts)
+        for text in texts:
+            with _located(where):
+                part = encode_segment(tokenizer, text)
+            yield part
         return
     pool = ProcessPoolExecutor(
         n_processes,
@@ -91,13 +105,27 @@ def encoded(texts: Iterable[str], tokenizer: Tokenizer, n_processes: int) -> Ite
     waiting: deque[Future[Encoded]] = deque()
     try:
         for text in texts:
-            waiting.append(pool.submit(_encode_in_worker, text))
+            with starting_processes():
+                waiting.append(pool.submit(_encode_in_worker, text))
             if len(waiting) > _SEGMENTS_AHEAD * n_processes:
-                yield waiting.popleft().result()
+                with _located(where):
+                    part = waiting.popleft().result()
+                yield part
         while waiting:
-            yield waiting.popleft().result()
+            with _located(where):
+                part = waiting.popleft().result()
+            yield part
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+@contextlib.contextmanager
+def _located(where: str) -> Iterator[None]:
+    """Puts the text before the tokenizer's messages."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError([f"{where}: {problem}" for problem in error.problems]) from None
 
 
 _tokenizer: Tokenizer | None = None

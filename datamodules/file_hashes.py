@@ -2,14 +2,15 @@
 
 import contextlib
 import hashlib
-import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from app.run.atomic import write_text
+from app.run.atomic import make_directory, write_text
+from app.run.bounded import MAX_TABLE_BYTES, parse_json, read_bytes
 from app.run.errors import AppError, DataError
+from app.run.strict_json import to_json
 
 
 class FileHashes:
@@ -27,7 +28,7 @@ class FileHashes:
         self.changed: list[Path] = []
         self._hashed: dict[Path, list[int]] = {}
         try:
-            kept = dict(json.loads(index.read_text(encoding="utf-8")))
+            kept = dict(parse_json(read_bytes(index, MAX_TABLE_BYTES)))
         except (OSError, ValueError, TypeError):
             kept = {}
         self._known: dict[str, list[Any]] = {
@@ -56,8 +57,8 @@ class FileHashes:
         if self._known != before:
             # Only what is remembered gets lost where this cannot be written.
             with contextlib.suppress(AppError, OSError):
-                self.index.parent.mkdir(parents=True, exist_ok=True)
-                write_text(self.index, json.dumps(self._known, indent=0) + "\n")
+                make_directory(self.index.parent)
+                write_text(self.index, to_json(self._known, indent=0) + "\n")
         return digests
 
     def are_as_hashed(self, files: Sequence[Path]) -> bool:

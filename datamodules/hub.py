@@ -36,7 +36,6 @@ class HubSplit:
 
     @property
     def label(self) -> str:
-        """For messages."""
         return f"{self.dataset.label}, split {self.split}"
 
     @property
@@ -78,7 +77,6 @@ class HubDataset:
 
     @property
     def label(self) -> str:
-        """For messages."""
         return f"{self.path} ({self.name})" if self.name else self.path
 
     @cached_property

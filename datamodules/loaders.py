@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from app.run.signals import ignore_in_worker
+from app.run.signals import ignore_in_worker, starting_processes
 from datamodules.windows import TrainWindows, micro_batch_index, shard
 
 Batch = tuple[Tensor, Tensor]
@@ -27,14 +27,14 @@ class Placement(NamedTuple):
         world_size: number of ranks.
         rank: of this process, in ``[0, world_size)``.
         accumulation: micro-batches per optimizer step.
-        step: completed optimizer steps, where the training stream goes on.
+        window: windows consumed so far, where the training stream goes on.
         pin_memory: page-locked batches, for a CUDA device.
     """
 
     world_size: int = 1
     rank: int = 0
     accumulation: int = 1
-    step: int = 0
+    window: int = 0
     pin_memory: bool = False
 
 
@@ -60,10 +60,12 @@ class Stopwatch:
 
 
 class WorkerLoader(DataLoader[Batch]):
-    """A data loader that names a worker lost at any moment, also while it handed a batch over."""
+    """A data loader that loses no worker to a signal, and names one lost at any moment, also in a hand-over."""
 
     def __iter__(self) -> Any:
-        return _told_of_losses(super().__iter__())
+        with starting_processes():
+            batches = super().__iter__()
+        return _told_of_losses(batches)
 
 
 class TimedLoader(WorkerLoader):
@@ -107,9 +109,9 @@ class TrainDataset(Dataset[Batch]):
 
 
 class EndlessBatchSampler(Sampler[list[int]]):
-    """Micro-batches of one rank from a given optimizer step on, without an end and so without a length.
+    """Micro-batches of one rank from a given window on, without an end and so without a length.
 
-    The position is the optimizer step alone. The framework counts the batches of a resumed run but skips
+    The position is the number of windows consumed. The framework counts the batches of a resumed run but skips
     none, and workers ask ahead of the training loop, so neither may be taken for the position.
     """
 
@@ -119,11 +121,11 @@ class EndlessBatchSampler(Sampler[list[int]]):
         self.placement = placement
 
     def __iter__(self) -> Iterator[list[int]]:
-        world_size, rank, accumulation, first_step, _ = self.placement
-        for step in count(first_step):
+        world_size, rank, accumulation, first_window, _ = self.placement
+        for window in count(first_window, self.batch_size):
             for micro in range(accumulation):
                 yield micro_batch_index(
-                    step,
+                    window,
                     micro,
                     rank,
                     batch_size=self.batch_size,
@@ -196,7 +198,7 @@ def train_loader(
         stopwatch or Stopwatch(),
         dataset=TrainDataset(tokens, windows),
         batch_sampler=EndlessBatchSampler(batch_size, placement),
-        **_options(num_workers, placement),
+        **loader_options(num_workers, placement),
     )
 
 
@@ -221,7 +223,7 @@ def evaluation_loader(
     return WorkerLoader(
         dataset,
         batch_size=shard(batch_size, placement.world_size, placement.accumulation),
-        **_options(num_workers, placement),
+        **loader_options(num_workers, placement),
     )
 
 
@@ -229,7 +231,7 @@ def prepare_worker(worker_id: int) -> None:
     """Start of a loader worker: it survives signals meant for the run, and uses one thread.
 
     Signals to the whole process group (a scheduler's SIGTERM, Ctrl-C) must not end a worker while the main
-    process finishes its step; the main process ends its workers itself.
+    process finishes its step; the main process ends its workers itself. They have been blocked since the worker began.
     """
     ignore_in_worker()
     torch.set_num_threads(1)
@@ -251,7 +253,8 @@ def end_workers() -> None:
 atexit.register(end_workers)  # after, so run before, that of the standard library
 
 
-def _options(num_workers: int, placement: Placement) -> dict[str, Any]:
+def loader_options(num_workers: int, placement: Placement) -> dict[str, Any]:
+    """What every loader of ours is made with."""
     return {
         "num_workers": num_workers,
         "worker_init_fn": prepare_worker,

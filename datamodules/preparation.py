@@ -8,9 +8,10 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
+from app.run.atomic import make_directory
 from app.run.errors import DataError
 from datamodules import token_files, tokenizers
-from datamodules.corpus import split_points
+from datamodules.corpus import refuse_blank, refuse_equal, split_points
 from datamodules.encoding import encoded, segments
 from datamodules.file_hashes import FileHashes
 from datamodules.lock import exclusive
@@ -40,7 +41,7 @@ class Preparation:
             used as it is; None makes the tokenizer from the training split.
         max_vocab_size: largest vocabulary of ``bpe`` (None: 8,192) and ``word`` (None: every word).
         val_fraction: share of the text for validation, where the data set has no validation split.
-        test_fraction: share for the test split, in the same case.
+        test_fraction: share for the test split, in the same case, unless it has one.
         cache_dir: folder of everything that is prepared.
         n_processes: that encode; 0 takes one per core.
         n_needed: training tokens that are needed, for messages.
@@ -71,7 +72,7 @@ class Preparation:
             return found
         progress = Progress(f"prepare  {self.source.label}")
         try:
-            self.cache_dir.mkdir(parents=True, exist_ok=True)
+            make_directory(self.cache_dir)
             lock = self.cache_dir / f".{self._request[:16]}.lock"
             with exclusive(lock, lambda: self._tell_of_waiting(progress)):
                 return self._find() or self._prepare(progress)
@@ -142,7 +143,7 @@ class Preparation:
         if tokenizer is None:
             tokenizer = self._make_tokenizer(progress)
             self._check_unchanged()
-            self._tokenizer_file.parent.mkdir(exist_ok=True)
+            make_directory(self._tokenizer_file.parent)
             tokenizer.save(self._tokenizer_file)
         folder = self._folder(tokenizer)
         # Other requests may lead to the same tokenizer and so to the same folder.
@@ -155,12 +156,14 @@ class Preparation:
             writer = TokenWriter(staging, tokenizer)
             self._write_tokens(writer, tokenizer, progress)
             self._check_unchanged()
+            listing = self.source.find_listing()
             writer.finish(
                 {
                     "source": self.source.label,
                     "identity": self._identity,
                     "tokenizer_kind": self.kind,
                     "license": self.source.find_license(),
+                    "files": [] if listing is None else listing.lines(),
                 }
             )
         prepared = token_files.load(folder, self._hashes)
@@ -182,15 +185,12 @@ class Preparation:
         if self.kind == "char":
             pieces = (piece for _, piece in self._texts())
             text = summarise(progress.stage("alphabet", pieces, self._n_bytes))
-            self._refuse_blank(text.n_characters, not text.alphabet or text.alphabet.isspace())
+            refuse_blank(self.source.label, None, text.n_characters, not text.alphabet.strip(), self.n_needed)
             return CharTokenizer(text.alphabet)
         train = (piece for split, piece in self._texts() if split == "train")
         if self.kind == "word":
             parts = segments(progress.stage("words", train, self._n_bytes))
-            try:
-                counts = count_vocabulary(parts, self.max_vocab_size)
-            except DataError as error:
-                raise DataError(_located(error, self.source.label)) from None
+            counts = count_vocabulary(parts, self.max_vocab_size)
             return WordTokenizer(choose_words(counts, self.max_vocab_size))
         spread = self._spread(segments(progress.stage("byte pairs", train, self._n_bytes)))
         return train_bpe(spread, self.max_vocab_size or DEFAULT_VOCAB_SIZE)
@@ -209,29 +209,23 @@ class Preparation:
         if self._n_bytes < MIN_BYTES_FOR_PROCESSES:
             n_processes = 1
         shown = _tagged_stage(progress, self._texts(), self._n_bytes)
-        is_blank, n_characters = True, 0
+        where, blank = self.source.label, {}
         for split, group in groupby(shown, key=lambda tagged: tagged[0]):
             with writer.split(split) as tokens:
                 pieces: Iterator[str] = (piece for _, piece in group)
                 if not tokenizer.is_lossless:
                     pieces = _ended(pieces)  # the last line counts as a line, with or without its end
                 texts = _watched(segments(pieces), tokens.text)
-                try:
-                    for part in encoded(texts, tokenizer, n_processes):
-                        tokens.ids(part.ids, **{k: v for k, v in part._asdict().items() if k != "ids"})
-                except DataError as error:
-                    raise DataError(_located(error, self.source.label)) from None
-            is_blank = is_blank and tokens.is_blank
-            n_characters += writer.facts[split].n_characters
-        self._refuse_blank(n_characters, is_blank)
-
-    def _refuse_blank(self, n_characters: int, is_blank: bool) -> None:
-        if not n_characters:
-            raise DataError(
-                f"{self.source.label}: the text is empty; {self.n_needed} training tokens are needed."
-            )
-        if is_blank:
-            raise DataError(f"{self.source.label}: the text is only white space ({n_characters} characters).")
+                for part in encoded(texts, tokenizer, n_processes, where):
+                    tokens.ids(part)
+            blank[split] = tokens.is_blank
+        n_characters = {split: facts.n_characters for split, facts in writer.facts.items()}
+        refuse_blank(where, None, sum(n_characters.values()), all(blank.values()), self.n_needed)
+        files = self.source.identity.get("splits", {})
+        for split in files if len(files) > 1 else ():
+            refuse_blank(where, split, n_characters.get(split, 0), blank.get(split, True), self.n_needed)
+        if "val" in self.source.texts:
+            refuse_equal(where, {split: facts.sha256 for split, facts in writer.facts.items()})
 
     # -- the text ---------------------------------------------------------------------------------------
 
@@ -241,19 +235,20 @@ class Preparation:
 
     @cached_property
     def _ends(self) -> tuple[int, int, int]:
-        """Characters at which the training, the validation and the test part of a single text end."""
+        """Characters at which the training, the validation and the test part of the training text end."""
         n_characters = sum(map(len, self.source.texts["train"].pieces()))
-        return (*split_points(n_characters, self.val_fraction, self.test_fraction), n_characters)
+        test_fraction = 0.0 if "test" in self.source.texts else self.test_fraction
+        return (*split_points(n_characters, self.val_fraction, test_fraction), n_characters)
 
     def _texts(self) -> Iterator[tuple[str, str]]:
         """Split and text of every piece, the splits one after the other."""
         texts = self.source.texts
         if "val" in texts:
             yield from ((split, piece) for split in texts for piece in texts[split].pieces())
-        elif "test" in texts:
-            raise DataError(f"{self.source.label}: has a test split but no validation split; add one.")
-        else:
-            yield from cut(texts["train"].pieces(), self._ends)
+            return
+        yield from cut(texts["train"].pieces(), self._ends)
+        if "test" in texts:
+            yield from (("test", piece) for piece in texts["test"].pieces())
 
 
 def cut(pieces: Iterable[str], ends: tuple[int, int, int]) -> Iterator[tuple[str, str]]:
@@ -318,7 +313,3 @@ def _ended(pieces: Iterable[str]) -> Iterator[str]:
         last = piece or last
     if last and not last.endswith("\n"):
         yield "\n"
-
-
-def _located(error: DataError, where: str) -> list[str]:
-    return [f"{where}: {problem}" for problem in error.problems]

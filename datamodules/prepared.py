@@ -1,19 +1,24 @@
 """Data modules over texts that are tokenised once and kept as token files."""
 
-import inspect
 from abc import abstractmethod
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from app.run.errors import ConfigurationError, DataError
-from datamodules.base import TokenDataModule
+from app.options import Given, NonNegativeInt, PositiveInt, Probability, Within
+from app.run.errors import DataError
+from app.run.paths import typed_path
+from datamodules.base import PathName, TokenDataModule, fractions_problem
 from datamodules.corpus import Corpus, check_lengths
 from datamodules.hub import OfflineError
 from datamodules.preparation import Preparation, TokenizerKind
-from datamodules.splits import SPLITS, DataSource
+from datamodules.split_names import SPLITS
+from datamodules.splits import DataSource
 from datamodules.token_files import key_of
-from datamodules.tokenizers import KINDS
 from datamodules.tokenizers.bpe import MIN_VOCAB_SIZE
+
+#: options that do without the hub
+OTHERWISE = "--data CharDataModule --data.source stdlib"
 
 
 class PreparedDataModule(TokenDataModule):
@@ -25,38 +30,31 @@ class PreparedDataModule(TokenDataModule):
         tokenizer_path: for ``gpt2``, the folder of its ``vocab.json`` and ``merges.txt``, by default
             ``gpt2`` in ``cache_dir``; otherwise a ``tokenizer.json``, for example of a run, to be used as it is.
         max_vocab_size: largest vocabulary of ``bpe`` (None: 8,192) and ``word`` (None: every word).
-        val_fraction: share of a text without a validation split that becomes one, in (0, 1).
-        test_fraction: share of such a text for the test split, in [0, 1).
+        val_fraction: share of a text without a validation split that becomes one.
+        test_fraction: share of such a text for the test split.
         cache_dir: folder for everything that is prepared.
         n_processes: that encode; 0 takes one per core, for texts worth it.
-        base: see :class:`~datamodules.base.TokenDataModule`.
-
-    Raises:
-        ConfigurationError: arguments out of range, all at once. Reading the text raises DataError.
+        windows: options of :class:`~datamodules.base.TokenDataModule`.
     """
 
     def __init__(
         self,
-        *,
-        tokenizer: TokenizerKind,
-        tokenizer_path: str | None,
-        max_vocab_size: int | None,
-        val_fraction: float,
-        test_fraction: float,
-        cache_dir: str,
-        n_processes: int,
-        **base: Any,
+        tokenizer: TokenizerKind = "bpe",
+        tokenizer_path: PathName | None = None,
+        max_vocab_size: PositiveInt | None = None,
+        val_fraction: Annotated[float, Within("(0, 1)")] = 0.1,
+        test_fraction: Probability = 0.0,
+        cache_dir: PathName = "data/prepared",
+        n_processes: NonNegativeInt = 0,
+        **windows: Any,
     ):
-        found = self.problems(**shared_arguments(locals()) | base)
-        if found:
-            raise ConfigurationError(found)
-        super().__init__(**base)
+        super().__init__(**windows)
         self.tokenizer_kind: TokenizerKind = tokenizer
         self.tokenizer_path = tokenizer_path
         self.max_vocab_size = max_vocab_size
         self.val_fraction = val_fraction
         self.test_fraction = test_fraction
-        self.cache_dir = Path(cache_dir).expanduser()
+        self.cache_dir = Path(typed_path(cache_dir))
         self.n_processes = n_processes
 
     @abstractmethod
@@ -68,43 +66,31 @@ class PreparedDataModule(TokenDataModule):
         """
 
     @property
+    def kept_in(self) -> Path:
+        """The folder of everything that is prepared."""
+        return self.cache_dir
+
+    @property
     def remedy_offline(self) -> str:
         """How to do without the network, beside preparing elsewhere."""
         return "use a text of your own with datamodules.TextDataModule"
 
-    @classmethod
-    def problems(cls, **args: Any) -> list[str]:
-        """All range problems of constructor arguments at once, without reading anything."""
-        found = super().problems(**args)
-        values = {"val_fraction": 0.1, "test_fraction": 0.0} | cls.with_defaults(args)
-        kind, size = values["tokenizer"], values["max_vocab_size"]
-        val, test = values["val_fraction"], values["test_fraction"]
-        if kind not in KINDS:
-            found.append(f"tokenizer: {kind!r} is none of {', '.join(KINDS)}.")
-        least = MIN_VOCAB_SIZE if kind == "bpe" else 3
-        if size is not None and size < least:
-            found.append(f"max_vocab_size: {size} is too small; tokenizer {kind} needs at least {least}.")
-        if values["n_processes"] < 0:
-            found.append(f"n_processes: {values['n_processes']} is too small; it must be 0 or more.")
-        if not (0 < val < 1 and 0 <= test < 1 and val + test < 1):
-            found.append(
-                f"val_fraction: {val} with test_fraction {test}: the first must be above 0, the second 0 or "
-                "more, and their sum below 1."
-            )
-        return found
+    @staticmethod
+    def conflicts(given: Given) -> Iterator[tuple[str, str]]:
+        yield from TokenDataModule.conflicts(given)
+        least = MIN_VOCAB_SIZE if given.tokenizer == "bpe" else 3
+        if given.max_vocab_size is not None and given.max_vocab_size < least:
+            yield "max_vocab_size", f"must be at least {least} with tokenizer: {given.tokenizer}"
+        yield from fractions_problem(given)
 
-    @classmethod
-    def without_effect(cls, **args: Any) -> list[tuple[str, str]]:
-        """Name and reason of every argument that does nothing beside the others."""
-        values = cls.with_defaults(args)
-        kind, found = values["tokenizer"], []
-        if kind not in ("bpe", "word"):
-            found.append(("max_vocab_size", f"with tokenizer: {kind}"))
-        elif values["tokenizer_path"] is not None:
-            found.append(("max_vocab_size", "with tokenizer_path"))
-        if kind == "byte":
-            found.append(("tokenizer_path", "with tokenizer: byte"))
-        return found
+    @staticmethod
+    def without_effect(given: Given) -> Iterator[tuple[str, str]]:
+        if given.tokenizer not in ("bpe", "word"):
+            yield "max_vocab_size", f"with tokenizer: {given.tokenizer}"
+        elif given.tokenizer_path is not None:
+            yield "max_vocab_size", "with tokenizer_path"
+        if given.tokenizer == "byte":
+            yield "tokenizer_path", "with tokenizer: byte"
 
     def read_corpus(self) -> Corpus:
         """Maps the prepared tokens, after preparing them where that has not happened.
@@ -116,7 +102,7 @@ class PreparedDataModule(TokenDataModule):
         preparation = Preparation(
             source=source,
             kind=self.tokenizer_kind,
-            tokenizer_path=Path(self.tokenizer_path).expanduser() if self.tokenizer_path else None,
+            tokenizer_path=Path(typed_path(self.tokenizer_path)) if self.tokenizer_path else None,
             max_vocab_size=self.max_vocab_size,
             val_fraction=self.val_fraction,
             test_fraction=self.test_fraction,
@@ -129,11 +115,14 @@ class PreparedDataModule(TokenDataModule):
         except OfflineError as error:
             raise DataError(
                 f"{error}, and it is not prepared in {self.cache_dir}. Run `{self.prepare_command}` where there is "
-                f"a network and copy {self.cache_dir} here, or {self.remedy_offline}."
+                f"a network and copy {self.cache_dir} here, or {self.remedy_offline}. With {OTHERWISE} the same "
+                "network reads a text that is here."
             ) from None
         tokenizer, tokens, facts = prepared.tokenizer, prepared.tokens, prepared.facts
         n_tokens = {split: len(tokens[split]) for split in SPLITS}
-        check_lengths(n_tokens, source.label, block_size=self.block_size, has_test="test" in facts)
+        own = source.identity.get("splits", ())
+        has_test = "test" in facts or "test" in own
+        check_lengths(n_tokens, source.label, block_size=self.block_size, has_test=has_test, own=own)
         fingerprint = {
             "source": source.name,
             **{f"{split}_sha256": facts[split].sha256 for split in SPLITS if split in facts},
@@ -152,14 +141,7 @@ class PreparedDataModule(TokenDataModule):
             f"{facts['train'].n_bytes / n_tokens['train']:.2f} bytes per token; "
             f"licence {prepared.license or 'not stated'}; {prepared.folder}"
         )
-        return Corpus(tokenizer, tokens["train"], tokens["val"], tokens["test"], fingerprint, summary, facts)
-
-
-def shared_arguments(values: dict[str, Any]) -> dict[str, Any]:
-    """Of the local variables of a constructor, the arguments that :class:`PreparedDataModule` takes."""
-    taken = {
-        name
-        for owner in (PreparedDataModule, TokenDataModule)
-        for name in inspect.signature(owner).parameters
-    }
-    return {name: value for name, value in values.items() if name in taken}
+        # What is prepared goes by the content of the files: those of this folder may have other names.
+        files = prepared.files if source.listing is None else tuple(source.listing.lines())
+        train, val, test = (tokens[split] for split in SPLITS)
+        return Corpus(tokenizer, train, val, test, fingerprint, summary, files, facts)

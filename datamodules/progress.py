@@ -1,10 +1,11 @@
 """How far a preparation is: a bar on a terminal, a line now and then elsewhere."""
 
-import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
 from typing import Any
+
+from app.run import ranks
 
 LINE_SECONDS = 5.0
 
@@ -20,7 +21,7 @@ class Progress:
     def __init__(self, label: str, plain: bool | None = None):
         self.label = label
         self.plain = not sys.stderr.isatty() if plain is None else plain
-        self.is_quiet = int(os.environ.get("RANK") or os.environ.get("LOCAL_RANK") or "0") > 0
+        self.is_quiet = ranks.number() > 0
 
     def note(self, text: str) -> None:
         """One line of its own."""

@@ -33,7 +33,7 @@ class ResidentTrainLoader:
         tokens: ``(n,)`` on the device, of :func:`on_device`.
         windows: the sequence of windows.
         batch_size: windows per optimizer step, over all ranks and accumulated micro-batches.
-        placement: where this process stands and at which step the stream goes on.
+        placement: where this process stands and at which window the stream goes on.
         stopwatch: gets the time that the host takes for its batches.
     """
 

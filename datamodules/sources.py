@@ -1,6 +1,5 @@
-"""Where a text comes from: the standard library of the running Python, one downloaded corpus, or a path."""
+"""Where a text comes from: files, the standard library of the running Python, or one downloaded corpus."""
 
-import os
 import platform
 import sys
 import sysconfig
@@ -10,14 +9,15 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from app.run.errors import DataError
+from app.run.paths import typed_path
 from datamodules.download import Download
-from datamodules.text import check_regular_file, read_ascii, read_text
+from datamodules.text import read_ascii, read_text
 
 SourceName = Literal["stdlib", "stdlib_full", "tinyshakespeare"]
 SOURCE_NAMES: tuple[str, ...] = get_args(SourceName)
 
 # Files of a folder given as `path`; a single file may have any name.
-TEXT_SUFFIXES = (".txt", ".text", ".md", ".rst", ".py")
+TEXT_SUFFIXES = (".txt", ".text", ".md", ".rst", ".py", ".tokens", ".raw")
 
 _TEST_FOLDERS = {"test", "tests", "idle_test"}
 
@@ -26,6 +26,7 @@ TINYSHAKESPEARE = Download(
     file_name="tinyshakespeare.txt",
     n_bytes=1_115_394,
     sha256="86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
+    otherwise="--data.init_args.source stdlib",
 )
 
 
@@ -68,21 +69,18 @@ class TextSource:
             yield from self.read(path)
 
 
-def open_source(source: str | None, path: str | None, data_dir: str) -> TextSource:
-    """The text that the arguments of a data module name; downloads it if it has to be.
+def open_source(source: str | None, data_dir: str) -> TextSource:
+    """A built-in text; downloads it if it has to be.
 
     Args:
-        source: a built-in name; None without a path means ``stdlib``.
-        path: a text file or a folder; excludes ``source``.
+        source: its name; None means ``stdlib``.
         data_dir: where downloaded files are kept.
 
     Raises:
         DataError: the text does not exist or cannot be downloaded.
     """
-    if path is not None:
-        return path_source(Path(path).expanduser())
     if source == "tinyshakespeare":
-        file = TINYSHAKESPEARE.fetch(Path(data_dir).expanduser())
+        file = TINYSHAKESPEARE.fetch(Path(typed_path(data_dir)))
         return TextSource(source, f"source {source}", (file,), read_text, license="public domain")
     return stdlib_source(full=source == "stdlib_full")
 
@@ -116,41 +114,3 @@ def stdlib_source(full: bool) -> TextSource:
         )
     details = {"python": platform.python_version()}
     return TextSource(name, f"source {name}", chosen, read_ascii, details, license="PSF-2.0")
-
-
-def path_source(path: Path) -> TextSource:
-    """A text file of any name, or the text files of a folder and its sub-folders.
-
-    Of a folder, the files that end in one of :data:`TEXT_SUFFIXES` count, in the order of their relative
-    paths; hidden files and folders do not, and links to folders are not followed.
-
-    Raises:
-        DataError: no such file, not a regular file, or a folder without text files.
-    """
-    if not os.path.isdir(path):  # Path.is_dir raises where the name is too long
-        check_regular_file(path)
-        return TextSource("path", str(path), (path,), read_text)
-    files = sorted(files_below(path, TEXT_SUFFIXES), key=lambda file: file.relative_to(path).as_posix())
-    if not files:
-        raise DataError(
-            f"{path}: no text files in this folder; files ending in {', '.join(TEXT_SUFFIXES)} are read. "
-            "Name a single file to use another ending."
-        )
-    return TextSource("path", str(path), tuple(files), read_text)
-
-
-def files_below(folder: Path, suffixes: tuple[str, ...]) -> Iterator[Path]:
-    """Files of a folder and its sub-folders with one of these endings, in any order; nothing hidden.
-
-    Raises:
-        DataError: a folder that cannot be read.
-    """
-
-    def unreadable(error: OSError) -> None:
-        raise DataError(f"{error.filename}: cannot be read ({error.strerror}).")
-
-    for parent, folders, names in os.walk(folder, onerror=unreadable):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in names:
-            if name.lower().endswith(suffixes) and not name.startswith("."):
-                yield Path(parent, name)

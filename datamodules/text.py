@@ -7,12 +7,15 @@ Rules for what counts as the text of a file:
   and a prompt typed in a terminal meets the line ends it was trained on. Sizes in bytes (bits per byte)
   count the text after this step, which is the text as trained.
 - NUL characters are refused: they are a sign of UTF-16 or of binary data.
+
+What a person types goes through :func:`as_read`, so that it is given the same line ends.
 """
 
 import codecs
 import hashlib
 import io
 import os
+import shlex
 import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -25,7 +28,28 @@ from app.run.errors import DataError
 CHUNK_BYTES = 4 << 20  # a chunk costs about ten times this while it is decoded and looked up
 _N_CODE_POINTS = 0x110000
 _UTF16_SAMPLE_BYTES = 4096
+#: first bytes of files that are no text, what they are, and what unpacks them where that makes a text
+_OTHER_FORMATS: tuple[tuple[bytes, str, str], ...] = (
+    (b"\x1f\x8b", "compressed (gzip)", "gunzip -k"),
+    (b"BZh91AY&SY", "compressed (bzip2)", "bunzip2 -k"),
+    (b"\xfd7zXZ\0", "compressed (xz)", "unxz -k"),
+    (b"\x28\xb5\x2f\xfd", "compressed (Zstandard)", "unzstd"),
+    (b"\x04\x22\x4d\x18", "compressed (LZ4)", "unlz4"),
+    (b"PK\x03\x04", "compressed (zip)", "unzip"),
+    (b"7z\xbc\xaf\x27\x1c", "compressed (7-Zip)", "7z x"),
+    (b"Rar!\x1a\x07", "compressed (RAR)", "unrar x"),
+    (b"%PDF-", "a PDF document", "pdftotext"),
+    (b"PAR1", "a parquet file, which TextDataModule reads under the ending .parquet", ""),
+    (b"\x89PNG\r\n", "a picture", ""),
+    (b"\xff\xd8\xff", "a picture", ""),
+)
 _REMEDY = "Give a UTF-8 text file (`iconv -f ENCODING -t UTF-8` converts other encodings)."
+
+
+def as_read(text: str) -> str:
+    """A text with the line ends that it would have if it had been read from a file, and without a byte-order mark."""
+    text = text.removeprefix("\ufeff")
+    return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
 
 
 def code_points(text: str) -> np.ndarray:
@@ -46,7 +70,8 @@ def check_regular_file(path: Path) -> None:
                 f"{path}: a dangling link; its target {os.readlink(path)} does not exist. "
                 "Restore the target or give the file itself."
             ) from None
-        raise DataError(f"{path}: no such file or folder ({path.absolute()}).") from None
+        place = "" if path.is_absolute() else f" ({path.absolute()})"
+        raise DataError(f"{path}: no such file or folder{place}.") from None
     except (OSError, ValueError) as error:  # the latter of a name with a NUL character
         raise DataError(f"{path}: cannot be read ({getattr(error, 'strerror', error)}).") from None
     if not stat.S_ISREG(mode):
@@ -65,8 +90,8 @@ def read_text(path: Path) -> Iterator[str]:
     """Yields the text of one UTF-8 file in pieces of at most :data:`CHUNK_BYTES` characters.
 
     Raises:
-        DataError: missing, unreadable, not a regular file, UTF-16, a NUL byte or invalid UTF-8; with the
-            file and the byte offset.
+        DataError: missing, unreadable, not a regular file, compressed or of another format, UTF-16, a NUL byte or
+            invalid UTF-8; with the file and the byte offset.
     """
     decoder = codecs.getincrementaldecoder("utf-8")()
     newlines = io.IncrementalNewlineDecoder(None, translate=True)
@@ -74,6 +99,7 @@ def read_text(path: Path) -> Iterator[str]:
     for offset, chunk in _read_bytes(path):
         end = offset + len(chunk)
         if offset == 0:
+            _refuse_other_format(path, chunk)
             _refuse_utf16(path, chunk)
         start = offset
         if offset == 0 and chunk.startswith(codecs.BOM_UTF8):
@@ -89,7 +115,8 @@ def read_text(path: Path) -> Iterator[str]:
                 raise _invalid_utf8(path, position) from None
         if nul >= 0:
             raise DataError(
-                f"{path}: a NUL byte at byte offset {start + nul}; this is binary data, not text. {_REMEDY}"
+                f"{path}: a NUL byte at byte offset {start + nul}; this is binary data, not text. Give a UTF-8 text "
+                "file."
             )
         yield newlines.decode(text)
     pending = decoder.getstate()[0]
@@ -152,6 +179,15 @@ def _read_bytes(path: Path) -> Iterator[tuple[int, bytes]]:
                 offset += len(chunk)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}) at byte offset {offset}.") from None
+
+
+def _refuse_other_format(path: Path, chunk: bytes) -> None:
+    for mark, what, command in _OTHER_FORMATS:
+        if chunk.startswith(mark):
+            unpack = f"Unpack it (`{command} {shlex.quote(path.name)}`) and give the text that comes out."
+            raise DataError(
+                f"{path}: is {what}, not a text. {unpack if command else 'Give a UTF-8 text file.'}"
+            )
 
 
 def _refuse_utf16(path: Path, chunk: bytes) -> None:

@@ -9,16 +9,19 @@ import hashlib
 import json
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from app.run.atomic import free_bytes, sync_directory, write_text
+from app.run.atomic import free_bytes, sync_directory, write_json
+from app.run.bounded import read_json
 from app.run.errors import DataError, StorageError
 from datamodules import tokenizers
+from datamodules.encoding import Encoded
 from datamodules.file_hashes import FileHashes
 from datamodules.tokenizers import Tokenizer
 
@@ -37,6 +40,8 @@ class SplitFacts:
         n_token_bytes: bytes that the tokens stand for; ``n_bytes`` where the tokenizer loses nothing.
         sha256: hex digest of the text's UTF-8 bytes.
         tokens_sha256: hex digest of the token file.
+        n_unknown, n_lost_spaces: see :class:`~datamodules.tokenizers.base.Losses`; None of a text that was prepared
+            before they were counted.
     """
 
     n_tokens: int
@@ -46,6 +51,13 @@ class SplitFacts:
     n_token_bytes: int
     sha256: str
     tokens_sha256: str
+    n_unknown: int | None = None
+    n_lost_spaces: int | None = None
+
+    @property
+    def is_lossy(self) -> bool:
+        """Whether the text cannot be read off its tokens."""
+        return bool(self.n_unknown or self.n_lost_spaces)
 
 
 @dataclass(frozen=True)
@@ -58,6 +70,7 @@ class PreparedText:
         tokens: by split, ``(n,)`` unsigned; a split that there is not is empty.
         facts: by split, of those that there are.
         license: of the data set, where it is known.
+        files: lines that say what was read for which split and what was left out.
     """
 
     folder: Path
@@ -65,6 +78,7 @@ class PreparedText:
     tokens: Mapping[str, np.ndarray]
     facts: Mapping[str, SplitFacts]
     license: str | None
+    files: tuple[str, ...] = ()
 
 
 def key_of(values: Any) -> str:
@@ -83,14 +97,17 @@ def load(folder: Path, hashes: FileHashes) -> PreparedText | None:
         DataError: the folder cannot be read.
     """
     try:
-        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+        meta = read_json(folder / "meta.json")
         if meta["format"] != FORMAT:
             return None
         facts = {split: SplitFacts(**values) for split, values in meta["splits"].items()}
         tokenizer = tokenizers.load(folder / "tokenizer.json")
         if tokenizer.hash != meta["tokenizer"] or tokenizer.dtype != meta["dtype"]:
             return None
+        if not tokenizer.is_lossless and any(split.n_unknown is None for split in facts.values()):
+            return None
         license_ = meta["license"]
+        files = tuple(map(str, meta.get("files", ())))
         dtype = np.dtype(meta["dtype"]).newbyteorder("<")
         tokens = {}
         for split in ("train", "val", "test"):
@@ -110,7 +127,7 @@ def load(folder: Path, hashes: FileHashes) -> PreparedText | None:
         raise DataError(f"{folder}: cannot be read ({error.strerror}).") from None
     except (ValueError, KeyError, TypeError, DataError):
         return None
-    return PreparedText(folder, tokenizer, tokens, facts, license_)
+    return PreparedText(folder, tokenizer, tokens, facts, license_, files)
 
 
 @contextlib.contextmanager
@@ -174,7 +191,7 @@ class TokenWriter:
             "splits": {name: asdict(facts) for name, facts in self.facts.items()},
             **meta,
         }
-        write_text(self._folder / "meta.json", json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+        write_json(self._folder / "meta.json", values)
 
 
 class SplitWriter:
@@ -187,29 +204,35 @@ class SplitWriter:
         self._vocab_size = tokenizer.vocab_size
         self._digest = hashlib.sha256()
         self._tokens_digest = hashlib.sha256()
-        self._sums = {"n_tokens": 0, "n_characters": 0, "n_bytes": 0, "n_words": 0, "n_token_bytes": 0}
+        self._sums: Counter[str] = Counter()
         self.is_blank = True
 
     def text(self, text: str) -> None:
         """The text that the next ids are made from, in any parts."""
         self._digest.update(text.encode())
 
-    def ids(self, ids: np.ndarray, *, n_characters: int, n_bytes: int, n_words: int, is_blank: bool) -> None:
+    def ids(self, part: Encoded) -> None:
         """Appends the ids of one part."""
-        written = ids.astype(self._dtype, copy=False).data
+        written = part.ids.astype(self._dtype, copy=False).data
         self._file.write(written)
         self._tokens_digest.update(written)
-        counts = np.bincount(ids, minlength=self._vocab_size)
-        added = (len(ids), n_characters, n_bytes, n_words, int(counts @ self._sizes))
-        for name, value in zip(self._sums, added, strict=True):
-            self._sums[name] += value
-        self.is_blank = self.is_blank and (is_blank or not n_characters)
+        counts = np.bincount(part.ids, minlength=self._vocab_size)
+        self._sums += Counter(
+            n_tokens=len(part.ids),
+            n_characters=part.n_characters,
+            n_bytes=part.n_bytes,
+            n_words=part.n_words,
+            n_token_bytes=int(counts @ self._sizes),
+            n_unknown=part.losses.n_unknown,
+            n_lost_spaces=part.losses.n_spaces,
+        )
+        self.is_blank = self.is_blank and (part.is_blank or not part.n_characters)
 
     def facts(self) -> SplitFacts:
-        """The sums."""
-        return SplitFacts(
-            **self._sums, sha256=self._digest.hexdigest(), tokens_sha256=self._tokens_digest.hexdigest()
-        )
+        names = [field.name for field in fields(SplitFacts)]
+        values: dict[str, Any] = {name: self._sums[name] for name in names}
+        values |= {"sha256": self._digest.hexdigest(), "tokens_sha256": self._tokens_digest.hexdigest()}
+        return SplitFacts(**values)
 
 
 def storage_error(error: OSError, folder: Path) -> StorageError:

@@ -1,9 +1,9 @@
 """Which tokens a step trains on: a pure function of the seed and the window's running number.
 
-Training windows are numbered through the whole run: window ``step * batch_size + i`` is the i-th of that
-optimizer step. Every epoch cuts the text into disjoint tiles from a random phase and visits them in a
-random order. Nothing is remembered between calls, so a resumed run, another number of ranks or loader
-workers, and another accumulation see the same sequence.
+Training windows are numbered through the whole run, and how many have been consumed is its position: a step
+takes the next ``batch_size`` of them. Every epoch cuts the text into disjoint tiles from a random phase and
+visits them in a random order. Nothing is remembered between calls, so a resumed run, another batch size,
+another number of ranks or loader workers, and another accumulation see the same sequence.
 
 Window ``start`` covers the tokens ``[start, start + block_size]``, both ends included: inputs are the first
 ``block_size`` of them, targets the last.
@@ -104,8 +104,8 @@ def permuted(place: np.ndarray, size: int, seed: int, epoch: np.ndarray) -> np.n
     while len(walking):
         left, right = np.divmod(element[walking], width)
         for number in range(0, _N_ROUNDS, 2):
-            left = (left + _mix(right ^ keys[number, walking]) % height) % height
-            right = (right + _mix(left ^ keys[number + 1, walking]) % width) % width
+            left = (left + mix(right ^ keys[number, walking]) % height) % height
+            right = (right + mix(left ^ keys[number + 1, walking]) % width) % width
         element[walking] = left * width + right
         walking = walking[element[walking] >= size]
     return element
@@ -130,7 +130,7 @@ def shard(batch_size: int, world_size: int, accumulation: int) -> int:
 
 
 def micro_batch_index(
-    step: int, micro: int, rank: int, *, batch_size: int, world_size: int, accumulation: int
+    window: int, micro: int, rank: int, *, batch_size: int, world_size: int, accumulation: int
 ) -> np.ndarray:
     """Running numbers of the windows of one micro-batch.
 
@@ -138,7 +138,7 @@ def micro_batch_index(
     slice of that.
 
     Args:
-        step: completed optimizer steps before this one.
+        window: windows consumed by the steps before this one.
         micro: number of the micro-batch within the step, in ``[0, accumulation)``.
         rank: in ``[0, world_size)``.
         batch_size: windows per optimizer step over all ranks.
@@ -149,16 +149,16 @@ def micro_batch_index(
         ``(batch_size / (world_size * accumulation),)`` int64.
     """
     size = shard(batch_size, world_size, accumulation)
-    first = step * batch_size + (rank * accumulation + micro) * size
+    first = window + (rank * accumulation + micro) * size
     return np.arange(first, first + size, dtype=np.int64)
 
 
 def _random_bits(seed: int, epoch: np.ndarray, stream: np.ndarray) -> np.ndarray:
     """64 well-mixed bits for each epoch and stream (broadcast), independent between seeds; uint64."""
-    return _mix(_mix(_mix(np.array([seed], dtype=np.uint64)) ^ epoch) ^ stream)
+    return mix(mix(mix(np.array([seed], dtype=np.uint64)) ^ epoch) ^ stream)
 
 
-def _mix(bits: np.ndarray) -> np.ndarray:
+def mix(bits: np.ndarray) -> np.ndarray:
     """SplitMix64's increment and finaliser (Steele, Lea, Flood, 2014) on ``(n,)`` uint64, wrapping around."""
     bits = bits + np.uint64(0x9E3779B97F4A7C15)
     bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

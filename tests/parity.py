@@ -1,4 +1,4 @@
-"""Loading of parity fixtures, and the one measure of error."""
+"""Loading of parity fixtures, and the one measure of error, which is the application's."""
 
 import json
 from pathlib import Path
@@ -6,6 +6,10 @@ from typing import Any, NamedTuple
 
 from safetensors import safe_open
 from torch import Tensor
+
+from app.bench.parity import relative_error
+
+__all__ = ["Fixture", "load_fixture", "relative_error"]
 
 FIXTURES = Path(__file__).parent / "fixtures"
 
@@ -25,11 +29,3 @@ def load_fixture(name: str) -> Fixture:
     with safe_open(FIXTURES / f"{name}.safetensors", "pt") as file:
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
         return Fixture(tensors, json.loads(file.metadata()["case"]))
-
-
-def relative_error(actual: Tensor, expected: Tensor) -> float:
-    """‖actual − expected‖ / ‖expected‖ in double precision; against zeros, the norm of what is not zero."""
-    assert actual.shape == expected.shape, f"shape {tuple(actual.shape)} instead of {tuple(expected.shape)}"
-    actual, expected = actual.detach().double(), expected.detach().double()
-    norm = expected.norm().item()
-    return (actual - expected).norm().item() / (norm or 1.0)

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 import app
+from app.commands.new import KINDS
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -111,8 +112,12 @@ print(json.dumps([origins, str(shipped), shipped_names(shipped), metadata("archl
     origins, directory, names, license_name = json.loads(output)
     assert all(Path(path).is_relative_to(installation) for path in (*origins, directory))
     folder = ROOT / "configs"
+    studies = {path.name for path in (folder / "study").iterdir()}
+    assert {path.name for path in (Path(directory) / "study").iterdir()} == studies
     assert names == sorted(
-        path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml")
+        path.relative_to(folder).with_suffix("").as_posix()
+        for path in folder.rglob("*.yaml")
+        if path.name not in studies
     )
     assert license_name == "Apache-2.0"
     assert len(list(installation.rglob("archlab-*/licenses/LICENSE"))) == 1
@@ -152,6 +157,14 @@ def test_installed_command_trains_and_generates(installation: Path, tmp_path: Pa
         "the ",
     ]
     assert call(generate, tmp_path).stdout.startswith("the ")
+
+
+@pytest.mark.process
+def test_installed_command_writes_examples(installation: Path, tmp_path: Path) -> None:
+    for kind in KINDS:
+        call([installation / "bin/app", "new", kind, f"My{kind.title()}"], tmp_path)
+    written = {path.name for path in tmp_path.iterdir()}
+    assert written > {"my_architecture.py", "my_architecture.yaml", "test_my_callback.py", "my_data.py"}
 
 
 @pytest.mark.process

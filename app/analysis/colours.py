@@ -1,4 +1,4 @@
-"""How numbers become colours: one meaning per colour, readable ends, and a start that may leave the scale."""
+"""How numbers become colours: one meaning per colour, readable ends, and what passes by may leave the scale."""
 
 import math
 from collections.abc import Sequence
@@ -10,7 +10,9 @@ import numpy as np
 START_SHARE = 0.15
 #: columns from which on there is a start to speak of
 MIN_COLUMNS = 8
-#: the start is left out where the rest has less than this share of the range
+#: the share of the columns, at either end of the range, that a peak may pass in
+PEAK_SHARE = 0.1
+#: start and peaks are left out where the rest has less than this share of the range
 DOMINATED = 2 / 3
 
 
@@ -32,7 +34,12 @@ class Scale(NamedTuple):
     neutral: float | None
 
 
-def scale_of(matrices: Sequence[np.ndarray], neutral: float | None = None, from_zero: bool = False) -> Scale:
+def scale_of(
+    matrices: Sequence[np.ndarray],
+    neutral: float | None = None,
+    from_zero: bool = False,
+    maximum: float | None = None,
+) -> Scale:
     """One scale for matrices that are drawn alike.
 
     Numbers on both sides of zero part at zero, with equal colours for equal distances.
@@ -41,6 +48,7 @@ def scale_of(matrices: Sequence[np.ndarray], neutral: float | None = None, from_
         matrices: ``(rows, columns)``, time from left to right; NaN counts for nothing.
         neutral: the number at which colours part; None where there is none but, perhaps, zero.
         from_zero: whether the scale begins at zero, as shares and counts do.
+        maximum: the most that a number can be: the scale then runs from zero to it, and names it.
     """
     from matplotlib.colors import Normalize, TwoSlopeNorm
 
@@ -50,12 +58,16 @@ def scale_of(matrices: Sequence[np.ndarray], neutral: float | None = None, from_
         high = max(-low, high)
         low, neutral = -high, 0.0
     if neutral is not None:
-        reach = 0.05 * abs(neutral) or 1e-6
+        reach = 0.05 * (abs(neutral) or max(abs(low), abs(high))) or 1e-6
         low, high = min(low, neutral - reach), max(high, neutral + reach)
         marks = (low, neutral, high)
         return Scale(marks, _labels(marks, extremes), TwoSlopeNorm(neutral, low, high), "RdBu_r", neutral)
+    if maximum is not None and maximum > 0:
+        marks = (0.0, maximum / 2, maximum)
+        low_label, middle, _ = _labels(marks, (0.0, maximum))
+        return Scale(marks, (low_label, middle, _most(maximum)), Normalize(0.0, maximum), "viridis", None)
     if from_zero:
-        low, high = 0.0, high or 1.0
+        low, high = min(low, 0.0), max(high, 0.0) or 1.0
     if high - low <= 1e-6 * max(abs(low), abs(high)):  # one colour for one number
         reach = 0.5 * abs(high) or 0.5
         low, high = low - reach, high + reach
@@ -64,16 +76,47 @@ def scale_of(matrices: Sequence[np.ndarray], neutral: float | None = None, from_
 
 
 def shown_range(matrices: Sequence[np.ndarray]) -> tuple[float, float]:
-    """Smallest and largest number that are to be told apart: all of them, or those after a start that dwarfs them."""
+    """Smallest and largest number that are to be told apart: all of them, or those beside what passes by.
+
+    What passes by is a start, or a peak in few columns, that dwarfs the rest.
+    """
     whole = _range(matrices)
     n_columns = matrices[0].shape[1]
     if n_columns < MIN_COLUMNS:
         return whole
     first = int(np.ceil(START_SHARE * n_columns))
-    later = _range([matrix[:, first:] for matrix in matrices])
-    # Of numbers that have come to rest at one value the start is all there is to see.
-    is_dwarfed = 0 < later[1] - later[0] < DOMINATED * (whole[1] - whole[0])
-    return later if is_dwarfed else whole
+    later = [matrix[:, first:] for matrix in matrices]
+    found = _if_dwarfed(whole, _range(later))
+    lasting = later if found != whole else matrices
+    return _if_dwarfed(found, _without_peaks(lasting))
+
+
+def _if_dwarfed(whole: tuple[float, float], rest: tuple[float, float]) -> tuple[float, float]:
+    """The range of the rest where the whole dwarfs it."""
+    # Of numbers that have come to rest at one value what went before is all there is to see.
+    return rest if 0 < rest[1] - rest[0] < DOMINATED * (whole[1] - whole[0]) else whole
+
+
+def _without_peaks(matrices: Sequence[np.ndarray]) -> tuple[float, float]:
+    """The range but for the few columns with the largest, and of both signs also with the smallest, numbers.
+
+    A drop towards zero cannot dwarf the rest.
+    """
+    stacked = np.concatenate([np.where(np.isfinite(matrix), matrix, np.nan) for matrix in matrices])
+    known = stacked[:, np.isfinite(stacked).any(axis=0)]
+    if not known.shape[1]:
+        return 0.0, 1.0
+    lowest = np.nanmin(known, axis=0)
+    low = lowest.min() if lowest.min() >= 0 else np.quantile(lowest, PEAK_SHARE)
+    high = np.quantile(np.nanmax(known, axis=0), 1 - PEAK_SHARE)
+    return float(low), float(high)
+
+
+def _most(maximum: float) -> str:
+    """The name of the most that a number can be; of an entropy in nats also as the logarithm that it is."""
+    n = round(math.exp(min(maximum, 30.0)))
+    is_logarithm = n > 1 and math.isclose(math.log(n), maximum, rel_tol=1e-6)
+    return f"ln {n} = {short(maximum)}" if is_logarithm else f"most: {short(maximum)}"
 
 
 def short(number: float, span: float = 0.0) -> str:
@@ -83,9 +126,9 @@ def short(number: float, span: float = 0.0) -> str:
         number: any.
         span: range of the numbers beside it, of which three digits are kept; 0 where there are none.
     """
-    if span > 0:
+    if 0 < span < math.inf and math.isfinite(number):
         number = round(number, max(2 - math.floor(math.log10(span)), 0)) + 0.0  # and no minus before a zero
-    if abs(number) >= 1000:
+    if 1000 <= abs(number) < 1e9:
         return f"{number:,.0f}"
     return f"{number:.3g}"
 

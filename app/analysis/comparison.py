@@ -12,13 +12,26 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from app.analysis.curves import in_proportion
+
 #: where a run lives and how it was launched says nothing about what was trained
 IGNORED = ("run_dir", "resume", "trust_imports")
 SEED = "seed"
+#: what changes bits, and with them a result, beside the configuration: keys of :attr:`Run.context`, how each is named
+MADE_WITH = {
+    "launch.commit": "commit",
+    "launch.source_diff_sha256": "uncommitted changes",
+    "place.device": "",
+    "place.torch": "torch",
+    "place.world_size": "world size",
+    "place.reproducible": "reproducible",
+    "launch.changes": "changed",
+}
 #: figures of a run, in the order of the table
 FIGURES = (
     "val/loss",
     "val/bpb",
+    "val/unknown_share",
     "best/val_loss",
     "best/step",
     "train/loss",
@@ -26,9 +39,15 @@ FIGURES = (
     "speed/seconds",
     "tokens_per_second",
     "parameters",
+    "baseline/count_loss",
+    "baseline/count_bpb",
 )
 
+#: those of them that are the last value of a series
+LAST = ("val/loss", "val/bpb", "val/unknown_share", "train/loss", "tokens_seen", "speed/seconds")
+
 MOST_IN_LABEL = 3  # settings; the table has them all
+HASH = re.compile("[0-9a-f]{40,64}")  # of a commit or of a content
 #: a run directory's name that no person has chosen: a time and four hexadecimal digits
 GENERATED = re.compile(r"\d{8}T\d{6}\.\d{3}Z-[0-9a-f]{4}")
 
@@ -41,9 +60,11 @@ class Run:
         path: as the user named it.
         state: ``finished``, ``running``, ``stopped``, ``failed``, ``killed`` or ``unknown``.
         configuration: dotted key to value.
-        context: data fingerprint, device and versions; what they were and not what was asked for.
+        context: data fingerprint, device and versions; what they were and not what was asked for. Of a run with several
+            launches, a key of :data:`MADE_WITH` holds all its values in order.
         rows: of ``metrics.csv``, key to number, in order; ``step`` among them.
         summary: final figures; empty where the run did not reach its end.
+        experiment: name of the configuration that it was begun with; empty where that is not known.
     """
 
     path: str
@@ -52,10 +73,10 @@ class Run:
     context: dict[str, Any] = field(default_factory=dict)
     rows: list[dict[str, float]] = field(default_factory=list)
     summary: dict[str, Any] = field(default_factory=dict)
+    experiment: str = ""
 
     @property
     def seed(self) -> Any:
-        """The seed."""
         return self.configuration.get(SEED)
 
     @property
@@ -87,12 +108,12 @@ class Run:
         if not len(steps) or not len(known):
             return np.empty(0), np.empty(0)
         inside = steps <= known[-1]
-        return np.interp(steps[inside], np.r_[0.0, known], np.r_[0.0, x]), values[inside]
+        return in_proportion(steps[inside], known, x), values[inside]
 
     def figures(self) -> dict[str, float]:
         """Final and best figures, those that are there."""
         found: dict[str, float] = {}
-        for key in ("val/loss", "val/bpb", "train/loss", "tokens_seen", "speed/seconds"):
+        for key in LAST:
             _, values = self.series(key)
             if len(values):
                 found[key] = float(values[-1])
@@ -102,9 +123,9 @@ class Run:
             found |= {"best/val_loss": float(losses[best]), "best/step": float(steps[best])}
         if found.get("speed/seconds", 0) > 0 and "tokens_seen" in found:
             found["tokens_per_second"] = found["tokens_seen"] / found["speed/seconds"]
-        parameters = self.summary.get("parameters")
-        if isinstance(parameters, int | float):
-            found["parameters"] = float(parameters)
+        for key in ("parameters", "baseline/count_loss", "baseline/count_bpb"):
+            if isinstance(number := self.summary.get(key), int | float):
+                found[key] = float(number)
         return {key: found[key] for key in FIGURES if key in found}
 
 
@@ -118,21 +139,22 @@ class Spread(NamedTuple):
 
 @dataclass
 class Group:
-    """Runs with one configuration but for the seed, as far as one another.
+    """Runs that are equal but for the seed, and have come equally far.
 
     Attributes:
         letter: ``A``, ``B``, …
         label: what tells it from the other groups, in few words.
-        runs: at least one.
+        runs: at least one, the first of each seed: a seed that was run twice is no second sample.
+        repeats: the others.
     """
 
     letter: str
     label: str
     runs: list[Run]
+    repeats: list[Run] = field(default_factory=list)
 
     @property
     def name(self) -> str:
-        """For a legend."""
         return f"{self.letter}  {self.label}" + (f"  (n = {len(self.runs)})" if len(self.runs) > 1 else "")
 
     def figures(self) -> dict[str, Spread]:
@@ -154,12 +176,25 @@ class Comparison:
     Attributes:
         groups: in the order in which their first run was named.
         differences: key to one value for each group; ``None`` where a configuration has no such key.
-        loss_key: ``val/loss``, or ``val/bpb`` where tokens are not the same and nats per token do not compare.
+        loss_key: ``val/loss``, or ``val/bpb`` where tokens are not the same and nats per token do not compare. A group
+            whose tokens do not hold all of its text has no ``val/bpb``, see :meth:`without_bytes`.
     """
 
     groups: list[Group]
     differences: dict[str, list[Any]]
     loss_key: str
+
+    @property
+    def without_bytes(self) -> dict[str, float | None]:
+        """Letter of each group without bits per byte to its share of unknown words, as far as it is known."""
+        found: dict[str, float | None] = {}
+        for group in self.groups:
+            figures = [run.figures() for run in group.runs]
+            if any("val/loss" in figure and "val/bpb" not in figure for figure in figures):
+                found[group.letter] = max(
+                    (figure.get("val/unknown_share") for figure in figures), key=_or_zero
+                )
+        return found
 
     @property
     def texts(self) -> dict[str, tuple[str, list[str]]]:
@@ -173,27 +208,65 @@ class Comparison:
                 found.setdefault(str(fingerprint), (name, []))[1].append(group.letter)
         return found
 
+    @property
+    def baseline(self) -> float | None:
+        """What counting reaches in the unit of :attr:`loss_key`, where all runs that say it say the same."""
+        key = "baseline/count_" + self.loss_key.removeprefix("val/")
+        found = {spreads[key].mean for group in self.groups if key in (spreads := group.figures())}
+        return found.pop() if len(found) == 1 else None
+
 
 def compare(runs: Sequence[Run]) -> Comparison:
     """Groups runs that are equal up to the seed, and finds what the groups differ in.
 
-    Runs of one configuration that have come to different steps are groups of their own: a mean over them would
-    be one of nothing.
+    Runs of one configuration that were made with another commit, device, version of PyTorch, number of ranks or path,
+    or have come to different steps, are groups of their own: a mean over them would be one of nothing.
     """
-    members: dict[tuple[str, int], list[Run]] = {}
+    members: dict[tuple[str, str, int], list[Run]] = {}
     for run in runs:
         shared = {key: value for key, value in run.configuration.items() if key not in (SEED, *IGNORED)}
         data = {key: value for key, value in run.context.items() if key.startswith("data.")}
         setup = json.dumps([shared, data], sort_keys=True, default=str)
-        members.setdefault((setup, run.last_step), []).append(run)
-    groups = [Group(_letter(i), "", found) for i, found in enumerate(members.values())]
+        made_with = json.dumps([run.context.get(key) for key in MADE_WITH], default=str)
+        members.setdefault((setup, made_with, run.last_step), []).append(run)
+    groups = [Group(_letter(i), "", *_counted_once(found)) for i, found in enumerate(members.values())]
     differences = _differences(groups)
-    setups = [setup for setup, _ in members]
+    setups = [setup for setup, _, _ in members]
     for group, setup, label in zip(groups, setups, _labels(groups, setups, differences), strict=True):
-        is_one_of_several = setups.count(setup) > 1
-        group.label = f"{label}, to step {group.runs[0].last_step:,}" if is_one_of_several else label
+        alike = [other for other, of in zip(groups, setups, strict=True) if of == setup]
+        group.label = ", ".join([label, *_told_from(group, alike)])
     tokenizers = {run.context.get("data.tokenizer") for run in runs}
     return Comparison(groups, differences, "val/loss" if len(tokenizers) == 1 else "val/bpb")
+
+
+def _counted_once(runs: Sequence[Run]) -> tuple[list[Run], list[Run]]:
+    """The first run of each seed, and the others; runs whose seed nobody knows are different ones."""
+    first: dict[Any, Run] = {}
+    for run in runs:
+        first.setdefault(run.path if run.seed is None else run.seed, run)
+    counted = list(first.values())
+    return counted, [run for run in runs if not any(run is one for one in counted)]
+
+
+def _told_from(group: Group, alike: Sequence[Group]) -> list[str]:
+    """What tells a group from others of the same configuration."""
+    run, others = group.runs[0], [other.runs[0] for other in alike]
+    words = []
+    for key, name in MADE_WITH.items():
+        if any(other.context.get(key) != run.context.get(key) for other in others):
+            value = run.context.get(key)
+            text = "unknown" if value is None and not name else _made_with(value)
+            words.append(f"{name} {text}".strip())
+    if any(other.last_step != run.last_step for other in others):
+        words.append(f"to step {run.last_step:,}")
+    return words
+
+
+def _made_with(value: Any) -> str:
+    if value in (None, []):
+        return "none"
+    values = value if isinstance(value, list) else [value]
+    return " then ".join(v[:8] if isinstance(v, str) and HASH.fullmatch(v) else str(v) for v in values)
 
 
 def told_apart(differences: Mapping[str, list[Any]]) -> tuple[dict[str, list[Any]], int]:
@@ -253,14 +326,21 @@ def read_rows(metrics: Path) -> tuple[list[dict[str, float]], int]:
         header = next(reader, [])
         if header[:1] != ["step"]:
             raise ValueError("does not begin with the column `step`")
-        rows, n_damaged = [], 0
-        for cells in reader:
+        rows: list[dict[str, float]] = []
+        n_damaged = 0
+        while True:
             try:
+                cells = next(reader, None)
+                if cells is None:
+                    return rows, n_damaged
                 row = {key: float(cell) for key, cell in zip(header, cells, strict=True) if cell}
                 rows.append({"step": float(int(cells[0])), **row})
-            except (ValueError, IndexError):
+            except (ValueError, IndexError, OverflowError, csv.Error):
                 n_damaged += 1
-    return rows, n_damaged
+
+
+def _or_zero(share: float | None) -> float:
+    return share or 0.0
 
 
 def _letter(index: int) -> str:
@@ -286,7 +366,21 @@ def _agreed(values: list[Any]) -> Any:
 def _labels(
     groups: Sequence[Group], setups: Sequence[str], differences: Mapping[str, list[Any]]
 ) -> list[str]:
-    """What tells the setups apart, in few words.
+    """What tells the setups apart, in few words, after the name of the configuration that each was begun with."""
+    experiments = [group.runs[0].experiment for group in groups]
+    if _tell_apart(experiments, setups) and all(experiments):
+        return experiments
+    labels = _short_labels(groups, setups, differences)
+    return [
+        label if not name or name in label else f"{name}: {label}"
+        for name, label in zip(experiments, labels, strict=True)
+    ]
+
+
+def _short_labels(
+    groups: Sequence[Group], setups: Sequence[str], differences: Mapping[str, list[Any]]
+) -> list[str]:
+    """What tells the setups apart by itself.
 
     The experiments' names where each setup has its own, otherwise the settings that differ; where those are many, the
     runs' own names, if a person has given them.

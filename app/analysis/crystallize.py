@@ -46,7 +46,6 @@ class Stage:
 
     @property
     def label(self) -> str:
-        """For a person."""
         texts = {
             "top1": "top key alone",
             "topk": f"softmax over the best {self.top_k} keys" if self.top_k != 1 else "softmax over one key",
@@ -86,7 +85,11 @@ def tiles(tokens: np.ndarray, n_blocks: int, seq_len: int) -> Tensor:
 
 
 def block_losses(
-    model: nn.Module, blocks: Tensor, batch_size: int = 8, tick: Callable[[], None] = lambda: None
+    model: nn.Module,
+    blocks: Tensor,
+    batch_size: int = 8,
+    tick: Callable[[], None] = lambda: None,
+    read: Callable[[Tensor], Any] | None = None,
 ) -> np.ndarray:
     """Mean loss of each block over all its tokens but the first.
 
@@ -95,6 +98,7 @@ def block_losses(
         blocks: ``(n, T)`` int64.
         batch_size: blocks read at a time.
         tick: called after each batch.
+        read: the forward pass; the model's own by default.
 
     Returns:
         ``(n,)`` float64, nats per token.
@@ -104,7 +108,7 @@ def block_losses(
     with evaluating(model):
         for batch in blocks.split(batch_size):
             batch = batch.to(device)
-            logits = model(batch[:, :-1]).logits
+            logits = (read or model)(batch[:, :-1]).logits
             nats = F.cross_entropy(
                 logits.float().flatten(0, 1), batch[:, 1:].flatten(), reduction="none"
             ).view(len(batch), -1)
@@ -196,6 +200,7 @@ def summarise(
     points = np.exp(matrix.mean(1))
     draws = np.exp(statistics.bootstrap_means(matrix, seed))  # (n_draws, n_stages)
     is_free = bool(statistics.costs_nothing(points[own], points[top1]))
+    is_undetermined = is_free or statistics.may_cost_nothing(draws[:, own], draws[:, top1])
     modes = []
     for number, stage in enumerate(plan):
         if number == own:
@@ -233,7 +238,7 @@ def summarise(
         },
         "modes": modes,
         "spectrum": spectrum_figures(basis),
-        "verdict": statistics.verdict(modes, basis.modes.shape[-1]),
+        "verdict": statistics.verdict(modes, basis.modes.shape[-1], is_undetermined),
     }
 
 

@@ -1,15 +1,17 @@
 """The picture and the tables of ``app crystallize``, from its figures alone."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
+from rich import box
 from rich.console import Group
 from rich.table import Table
 
+from app.analysis import drawable
 from app.analysis.crystallize_statistics import ENOUGH
-from app.analysis.style import COLOURS, figure
+from app.analysis.style import COLOURS, figure, save
 
 NOT_APPLICABLE = "n/a"
 EXPLANATION = (
@@ -18,15 +20,23 @@ EXPLANATION = (
 )
 #: heads beyond this are left to the JSON file
 MAX_HEADS_SHOWN = 48
+MAX_VERDICT = 300  # characters
+ENOUGH_COLOUR = "#555555"
+#: columns of a terminal from which there is room for the perplexity of each form, and for its interval too
+NARROW, WIDE = 76, 100
 
 
-def mode_table(summary: Mapping[str, Any]) -> Table:
-    """Perplexity, what it costs and what of the top key's loss it recovers, for every form of attention."""
-    table = Table(
-        title=f"Layers {_numbers(summary['spectrum']['layers'])} of {summary['n_layers']}, perplexity per "
+def mode_table(summary: Mapping[str, Any], width: int = 80) -> Table:
+    """Perplexity, what it costs and what of the top key's loss it recovers, for every form of attention.
+
+    Args:
+        summary: of :func:`app.analysis.crystallize.summarise`.
+        width: columns; a narrow table says what a form costs without saying its perplexity.
+    """
+    table = _table(
+        f"Layers {_numbers(summary['spectrum']['layers'])} of {summary['n_layers']}, perplexity per "
         f"{summary['unit']} on {summary['n_blocks']} blocks of {summary['seq_len']} {summary['unit']}s of "
-        f"{summary['text']}, 95 % block-bootstrap intervals",
-        title_justify="left",
+        f"{summary['text']}, with 95 % block-bootstrap intervals"
     )
     bootstrap = summary["bootstrap"]
     if bootstrap["n_free"] > 0:
@@ -36,39 +46,44 @@ def mode_table(summary: Mapping[str, Any]) -> Table:
         )
         table.caption_justify = "left"
     table.add_column("attention in these layers")
-    for name in ("perplexity", "interval", "Δ", "interval", "recovered", "interval"):
+    has_perplexity, has_interval = width >= NARROW, width >= WIDE
+    for name in ("perplexity", *(["interval"] if has_interval else [])) if has_perplexity else ():
         table.add_column(name, justify="right", no_wrap=True)
-    base = summary["baseline"]
-    table.add_row(
-        "the network as it is", f"{base['perplexity']:.3f}", _interval(base["perplexity_interval"], 3)
-    )
+    for name in ("Δ, interval", "recovered"):
+        table.add_column(name, justify="right", no_wrap=True)
+
+    def row(label: str, entry: Mapping[str, Any], *cells: str) -> None:
+        perplexity = [f"{entry['perplexity']:.3f}", _interval(entry["perplexity_interval"], 3)]
+        table.add_row(label, *perplexity[: has_perplexity + has_interval], *cells)
+
+    row("the network as it is", summary["baseline"])
     before = None
     for entry in summary["modes"]:
-        if before is not None and before != entry["mode"]:
+        if before != entry["mode"]:
             table.add_section()
         before = entry["mode"]
-        share = entry["recovered"]
-        table.add_row(
-            entry["label"],
-            f"{entry['perplexity']:.3f}",
-            _interval(entry["perplexity_interval"], 3),
-            _number(entry["delta"], 3, "+"),
-            _interval(entry["delta_interval"], 3, "+"),
-            NOT_APPLICABLE if share is None else f"{share:.0f} %",
-            NOT_APPLICABLE
-            if entry["recovered_interval"] is None
-            else _interval(entry["recovered_interval"], 0),
+        cost = f"{_number(entry['delta'], 3, '+')}  {_interval(entry['delta_interval'], 3, '+')}"
+        share, ends = entry["recovered"], entry["recovered_interval"]
+        said = NOT_APPLICABLE if share is None else f"{share:.0f} %"
+        row(
+            entry["label"], entry, cost, f"{said} {NOT_APPLICABLE if ends is None else _interval(ends, 0):>8}"
         )
     return table
+
+
+def _table(title: str) -> Table:
+    return Table(
+        title=title, title_justify="left", title_style="", box=box.SIMPLE_HEAD, pad_edge=False,
+        show_edge=False, header_style="bold", padding=(0, 1, 0, 0),
+    )  # fmt: skip
 
 
 def spectrum_table(summary: Mapping[str, Any]) -> Group:
     """Share of the residual's energy in the first modes, by layer and head."""
     spectrum = summary["spectrum"]
-    table = Table(
-        title=f"Share of the residual's energy in its first r of {spectrum['d_head']} modes "
-        f"({spectrum['calibration_tokens']:,} calibration tokens)",
-        title_justify="left",
+    table = _table(
+        f"Share of the residual's energy in its first r of {spectrum['d_head']} modes "
+        f"({spectrum['calibration_tokens']:,} calibration tokens)"
     )
     table.add_column("layer.head")
     ranks = list(spectrum["share_at"])
@@ -92,19 +107,20 @@ def spectrum_table(summary: Mapping[str, Any]) -> Group:
     return Group(table, *notes)
 
 
-def draw(summary: Mapping[str, Any], target: Path) -> None:
+def draw(summary: Mapping[str, Any], target: Path | BinaryIO) -> None:
     """Cost against rank, recovery against rank, and the spectrum of each layer, side by side.
 
     Args:
         summary: of :func:`app.analysis.crystallize.summarise`.
-        target: PNG file to write.
+        target: PNG file to write, or to write into.
     """
-    unit = summary["unit"]
+    unit, model, text = (drawable.text(summary[key]) for key in ("unit", "model", "text"))
+    verdict = drawable.text(summary["verdict"]["text"], MAX_VERDICT)
     with figure(ncols=3, figsize=(15.0, 5.8)) as (drawn, (cost, recovery, spectrum)):
-        _draw_against_rank(cost, summary, "delta", "delta_interval")
         top1 = next(entry for entry in summary["modes"] if entry["mode"] == "top1")
-        if top1["recovered"] is not None:
-            _mark_enough(cost, (1 - ENOUGH / 100) * top1["delta"], "recovered", _levels(summary, "delta"))
+        is_known = top1["recovered"] is not None and drawable.number(top1["delta"]) is not None
+        enough = (1 - ENOUGH / 100) * top1["delta"] if is_known else None
+        _draw_against_rank(cost, summary, "delta", "delta_interval", enough)
         cost.set(
             ylabel=f"perplexity per {unit}, above the network's own",
             title="What each form of attention costs",
@@ -117,23 +133,32 @@ def draw(summary: Mapping[str, Any], target: Path) -> None:
             )  # fmt: skip
             recovery.set_axis_off()
         else:
-            _draw_against_rank(recovery, summary, "recovered", "recovered_interval")
-            _mark_enough(recovery, ENOUGH, "recovered", _levels(summary, "recovered"))
+            _draw_against_rank(recovery, summary, "recovered", "recovered_interval", ENOUGH)
             recovery.set(
                 ylabel="recovered, % of what the top key alone loses", title="How much of that comes back"
             )
         _draw_spectrum(spectrum, summary["spectrum"])
         drawn.suptitle(
-            f"{summary['model']} with the attention of layers {_numbers(summary['spectrum']['layers'])} of "
+            f"{model} with the attention of layers {_numbers(summary['spectrum']['layers'])} of "
             f"{summary['n_layers']} exchanged; its own perplexity is {summary['baseline']['perplexity']:.2f} per "
-            f"{unit}, on {summary['text']}\n{summary['verdict']['text']}\n{EXPLANATION}",
+            f"{unit}, on {text}\n{verdict}\n{EXPLANATION}",
             fontsize=10.5, x=0.01, ha="left", linespacing=1.45,
         )  # fmt: skip
-        drawn.savefig(target, format="png")
+        save(drawn, target)
 
 
-def _draw_against_rank(axes: Any, summary: Mapping[str, Any], key: str, interval: str) -> None:
-    """Calibrated and random directions as curves over rank with their intervals, numbers of keys as levels."""
+def _draw_against_rank(
+    axes: Any, summary: Mapping[str, Any], key: str, interval: str, enough: float | None
+) -> None:
+    """Calibrated and random directions as curves over rank with their intervals, numbers of keys as levels.
+
+    Args:
+        axes: of the plotting library.
+        summary: as of :func:`draw`.
+        key: of what is drawn.
+        interval: key of its interval.
+        enough: where 90 % are recovered; None where that says nothing.
+    """
     curves = (
         (
             "lowrank",
@@ -148,22 +173,26 @@ def _draw_against_rank(axes: Any, summary: Mapping[str, Any], key: str, interval
         entries = sorted((e for e in summary["modes"] if e["mode"] == mode), key=lambda e: e["rank"])
         ranks = [entry["rank"] for entry in entries]
         if all(entry[interval] is not None for entry in entries):
-            low, high = zip(*(entry[interval] for entry in entries), strict=True)
+            low, high = drawable.numbers([entry[interval] for entry in entries]).T
             axes.fill_between(ranks, low, high, color=colour, alpha=0.15, linewidth=0)
         axes.plot(
             ranks,
-            [entry[key] for entry in entries],
+            drawable.numbers([entry[key] for entry in entries]),
             line,
             color=colour,
             marker="o",
             markersize=4,
             label=label,
         )
-    levels = [entry for entry in summary["modes"] if entry["mode"] == "topk"]
+    levels = [e for e in summary["modes"] if e["mode"] == "topk" and drawable.number(e[key]) is not None]
     for number, entry in enumerate(levels):
         named = {"label": "softmax over the best k keys, nothing else"} if number == 0 else {}
         axes.axhline(entry[key], color=COLOURS[2], linestyle=":", linewidth=1.2, **named)
-    _name_levels(axes, [(entry[key], _keys(entry["top_k"])) for entry in levels])
+    named_levels = [(entry[key], _keys(entry["top_k"]), COLOURS[2]) for entry in levels]
+    if enough is not None:
+        axes.axhline(enough, color=ENOUGH_COLOUR, linewidth=1, zorder=1)
+        named_levels.append((enough, f"{ENOUGH:.0f} % recovered", ENOUGH_COLOUR))
+    _name_levels(axes, named_levels)
     axes.set_xscale("log", base=2)
     axes.set_xticks(ranks, [str(rank) for rank in ranks])
     # Room at the right for the names of the levels.
@@ -175,35 +204,15 @@ def _keys(k: int) -> str:
     return "top key alone" if k == 1 else f"k = {k}"
 
 
-def _levels(summary: Mapping[str, Any], key: str) -> list[float]:
-    return [entry[key] for entry in summary["modes"] if entry["mode"] == "topk"]
-
-
-def _mark_enough(
-    axes: Any, value: float, what: str, others: Sequence[float] = (), name_at: float = 0.01
-) -> None:
-    """A grey line where 90 % is reached, named on the side where other lines are further away."""
-    up = min((other - value for other in others if other >= value), default=np.inf)
-    down = min((value - other for other in others if other < value), default=np.inf)
-    is_above = up >= down
-    axes.axhline(value, color="#666666", linewidth=1, zorder=1)
-    axes.annotate(f"{ENOUGH:.0f} % {what}", (name_at, value), (0, 3 if is_above else -4),
-                  xycoords=("axes fraction", "data"), textcoords="offset points", color="#444444", fontsize=9,
-                  va="bottom" if is_above else "top")  # fmt: skip
-
-
-def _name_levels(axes: Any, levels: list[tuple[float, str]]) -> None:
-    """Writes names at the right end of horizontal lines; those too close to each other share one."""
+def _name_levels(axes: Any, levels: list[tuple[float, str, str]]) -> None:
+    """Writes names at the right end of horizontal lines, beyond all points; those too close move apart."""
     low, high = axes.get_ylim()
-    groups: list[tuple[float, list[str]]] = []
-    for value, name in sorted(levels):
-        if groups and value - groups[-1][0] < 0.05 * (high - low):
-            groups[-1][1].append(name)
-        else:
-            groups.append((value, [name]))
-    for value, names in groups:
-        axes.annotate(", ".join(names), (1, value), (-2, 0), xycoords=("axes fraction", "data"),
-                      textcoords="offset points", ha="right", va="center", color=COLOURS[2], fontsize=9,
+    least = 0.05 * (high - low)
+    place = -np.inf
+    for value, name, colour in sorted(levels):
+        place = max(value, place + least)
+        axes.annotate(name, (1, place), (-2, 0), xycoords=("axes fraction", "data"), textcoords="offset points",
+                      ha="right", va="center", color=colour, fontsize=9, annotation_clip=False,
                       bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.0})  # fmt: skip
 
 
@@ -212,7 +221,7 @@ def _draw_spectrum(axes: Any, spectrum: Mapping[str, Any]) -> None:
     d_head = spectrum["d_head"]
     modes = np.arange(d_head + 1)
     for i, layer in enumerate(spectrum["layers"]):
-        shares = 100 * np.insert(np.asarray(spectrum["cumulative"][i]), 0, 0.0, axis=1)  # (H, d + 1)
+        shares = 100 * np.insert(drawable.numbers(spectrum["cumulative"][i]), 0, 0.0, axis=1)  # (H, d + 1)
         colour = COLOURS[i % len(COLOURS)]
         axes.fill_between(modes, shares.min(0), shares.max(0), color=colour, alpha=0.12, linewidth=0)
         r90 = np.mean(spectrum["r90"][i])
@@ -220,7 +229,9 @@ def _draw_spectrum(axes: Any, spectrum: Mapping[str, Any]) -> None:
     axes.plot(
         modes, 100 * modes / d_head, color="#666666", linestyle="--", linewidth=1, label="random directions"
     )
-    _mark_enough(axes, ENOUGH, "of the energy", others=(100.0,), name_at=0.5)
+    axes.axhline(ENOUGH, color=ENOUGH_COLOUR, linewidth=1, zorder=1)
+    axes.annotate(f"{ENOUGH:.0f} % of the energy", (0.5, ENOUGH), (0, -4), xycoords=("axes fraction", "data"),
+                  textcoords="offset points", color=ENOUGH_COLOUR, fontsize=9, va="top")  # fmt: skip
     axes.set(xlabel=f"directions r, of {d_head} (lines: mean of heads; bands: all)",
              ylabel="share of the residual's energy, %", title="How few directions hold the residual",
              xlim=(0, d_head), ylim=(0, 101))  # fmt: skip
@@ -228,7 +239,7 @@ def _draw_spectrum(axes: Any, spectrum: Mapping[str, Any]) -> None:
 
 
 def _interval(ends: list[float], digits: int, sign: str = "") -> str:
-    return " … ".join(_number(end, digits, sign) for end in ends)
+    return "…".join(_number(end, digits, sign) for end in ends)
 
 
 def _number(value: float, digits: int, sign: str = "") -> str:

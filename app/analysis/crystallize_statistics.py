@@ -62,6 +62,17 @@ def recovered_interval(value: np.ndarray, top1: np.ndarray, baseline: np.ndarray
     return interval(recovered(value, top1, baseline)[~is_free])
 
 
+def may_cost_nothing(baseline: np.ndarray, top1: np.ndarray) -> bool:
+    """Whether the interval of what the top key costs holds 0: other text of the kind might show no cost.
+
+    Args:
+        baseline: ``(n_draws,)`` perplexities of the network as it is.
+        top1: ``(n_draws,)`` those of its top key alone.
+    """
+    low, high = interval(top1 - baseline)
+    return low <= 0 <= high
+
+
 def costs_nothing(baseline: np.ndarray | float, top1: np.ndarray | float) -> np.ndarray:
     """Whether the top key alone raises the perplexity by less than 0.1 %."""
     return np.asarray(np.asarray(top1) - baseline < FREE * np.asarray(baseline))
@@ -75,7 +86,7 @@ def recovered(
     return np.where(loss > 0, 100.0 * (top1 - value) / np.where(loss > 0, loss, 1.0), np.nan)
 
 
-def verdict(modes: Sequence[Mapping[str, Any]], d_head: int) -> dict[str, Any]:
+def verdict(modes: Sequence[Mapping[str, Any]], d_head: int, is_undetermined: bool) -> dict[str, Any]:
     """The smallest rank that recovers 90 %, beside the smallest k that does.
 
     The whole head width brings everything back whatever the residual is like; it is no low rank.
@@ -83,23 +94,25 @@ def verdict(modes: Sequence[Mapping[str, Any]], d_head: int) -> dict[str, Any]:
     Args:
         modes: entries with ``mode``, ``rank``, ``top_k``, ``recovered`` and ``recovered_interval``.
         d_head: head width.
+        is_undetermined: whether nobody can say that the top key alone costs anything.
 
     Returns:
-        ``kind`` (``full``: a rank below the head width recovers 90 %; ``partial``; ``nothing to recover``),
+        ``kind`` (``full``: a rank below the head width recovers 90 %; ``partial``; ``undetermined``),
         ``rank``, ``top_k`` (of the smallest that do; else None), ``best_rank`` below the head width and its
         ``best_recovered`` (None where no such rank was measured), and ``text``, the whole in a sentence or two.
     """
     lowrank = [entry for entry in modes if entry["mode"] == "lowrank" and entry["rank"] < d_head]
     has_whole = any(entry["mode"] == "lowrank" and entry["rank"] == d_head for entry in modes)
     topk = [entry for entry in modes if entry["mode"] == "topk"]
-    if any(entry["recovered"] is None for entry in modes):
+    if is_undetermined:
         return {
-            "kind": "nothing to recover",
+            "kind": "undetermined",
             "rank": None,
             "top_k": None,
             "best_rank": None,
             "best_recovered": None,
-            "text": "The top key alone costs less than 0.1 % of perplexity: there is nothing to recover.",
+            "text": "Undetermined: what the top key alone costs cannot be told from nothing on this text; more blocks "
+            "may tell it.",
         }
 
     def smallest(entries: Sequence[Mapping[str, Any]], key: str) -> Mapping[str, Any] | None:

@@ -1,29 +1,41 @@
 """Learning curves from a run's ``metrics.csv``."""
 
 import csv
+from contextlib import suppress
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 
-from app.analysis.style import COLOURS, figure
+from app.analysis import drawable
+from app.analysis.style import COLOURS, figure, save
 
 SMOOTHED_SHARE = 0.03  # of a training curve, on either side of a value that stands for its mean
 
 
 def read_series(metrics: Path, key: str) -> tuple[np.ndarray, np.ndarray]:
-    """Steps and values of one column, rows without it left out.
+    """Steps and values of one column; rows without it, or damaged ones, are left out.
 
     Args:
         metrics: a ``metrics.csv``.
         key: name of the column.
 
     Returns:
-        ``(n,)`` int64 steps and ``(n,)`` float64 values; both empty where the column is missing.
+        ``(n,)`` int64 steps and ``(n,)`` float64 values; both empty where the file or the column is missing.
     """
-    with metrics.open(newline="") as file:
-        rows = [(int(row["step"]), float(row[key])) for row in csv.DictReader(file) if row.get(key)]
+    rows = []
+    if metrics.exists():
+        with metrics.open(newline="", encoding="utf-8", errors="replace") as file:
+            for row in csv.DictReader(file):
+                with suppress(KeyError, TypeError, ValueError):
+                    rows.append((int(row["step"]), float(row[key])))
     steps, values = zip(*rows, strict=True) if rows else ((), ())
     return np.asarray(steps, dtype=np.int64), np.asarray(values, dtype=np.float64)
+
+
+def in_proportion(steps: np.ndarray, known: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """What stood at ``x`` at the ``known`` steps, at others in proportion; 0 at step 0."""
+    return np.interp(steps, np.r_[0.0, known], np.r_[0.0, x])
 
 
 def smoothed(values: np.ndarray, half_width: int) -> np.ndarray:
@@ -44,39 +56,55 @@ def smoothed(values: np.ndarray, half_width: int) -> np.ndarray:
     return np.where(n_finite > 0, (sums[high] - sums[low]) / np.maximum(n_finite, 1), np.nan)
 
 
-def draw_learning_curve(
-    metrics: Path, target: Path, tokens_per_step: int, title: str, bigram: float | None
-) -> None:
-    """Training and validation loss against tokens seen, with the bigram as the line to get under.
+def draw_learning_curve(metrics: Path, target: Path | BinaryIO, title: str, counts: float | None) -> None:
+    """Training and validation loss against tokens seen, with what counting reaches as the line to get under.
 
     Args:
         metrics: a ``metrics.csv``.
-        target: PNG file to write.
-        tokens_per_step: training tokens of one optimizer step.
+        target: PNG file to write, or to write into.
         title: what was trained.
-        bigram: loss of an add-one bigram of the same text, nats per token; None leaves the line out.
+        counts: loss of a count model of the same text, nats per token; None leaves the line out.
     """
-    steps, losses = read_series(metrics, "train/loss")
-    validated, validation = read_series(metrics, "val/loss")
+    steps, losses, lost = _finite(metrics, "train/loss")
+    validated, validation, lost_too = _finite(metrics, "val/loss")
+    known, tokens = read_series(metrics, "tokens_seen")
+    counts = drawable.number(counts)
     with figure() as (drawn, axes):
-        millions = steps * tokens_per_step / 1e6
+        millions = in_proportion(steps, known, tokens) / 1e6
         axes.plot(millions, losses, color=COLOURS[0], alpha=0.25, linewidth=0.8)
         half_width = max(2, round(SMOOTHED_SHARE * len(losses)))
-        axes.plot(millions, smoothed(losses, half_width), color=COLOURS[0], label="training (smoothed)")
+        line = {"color": COLOURS[0], "marker": "o" if len(losses) == 1 else None, "markersize": 4}
+        axes.plot(millions, smoothed(losses, half_width), label=f"training (smoothed){lost}", **line)
         axes.plot(
-            validated * tokens_per_step / 1e6,
+            in_proportion(validated, known, tokens) / 1e6,
             validation,
             color=COLOURS[1],
             marker="o",
             markersize=4,
-            label="validation" + (f", {validation[-1]:.3f} at the end" if len(validation) else ""),
+            label="validation" + (f", {validation[-1]:.3f} at the end" if len(validation) else "") + lost_too,
         )
-        if bigram is not None:
-            label = f"add-one bigram of the text, {bigram:.2f}"
-            axes.axhline(bigram, color="#666666", linestyle="--", linewidth=1, label=label)
-        axes.set(xlabel="tokens seen, millions", ylabel="loss, nats per token", title=title, xlim=(0, None))
+        if counts is not None:
+            draw_baseline(axes, counts)
+        axes.set(xlabel="tokens seen, millions", ylabel="loss, nats per token", xlim=(0, None))
+        axes.set_title(drawable.text(title))
         axes.legend(loc="upper right", bbox_to_anchor=(1, 0.98))
-        drawn.savefig(target)
+        save(drawn, target)
+
+
+def _finite(metrics: Path, key: str) -> tuple[np.ndarray, np.ndarray, str]:
+    """Steps and values that have a place in a picture, and in words how many have none; empty where all have one."""
+    steps, values = read_series(metrics, key)
+    placed = drawable.numbers(values)
+    there = np.isfinite(placed)
+    n_lost = len(placed) - int(there.sum())
+    lost = f", {n_lost:,} of {len(placed):,} are no finite numbers" if n_lost else ""
+    return steps[there], placed[there], lost
+
+
+def draw_baseline(axes: Any, loss: float) -> None:
+    """The loss that counting the training text reaches, as a line to get under."""
+    label = f"counting alone, {loss:.3f}"
+    axes.axhline(loss, color="#666666", linestyle="--", linewidth=1, label=label)
 
 
 def time_unit(seconds: float) -> tuple[str, float]:

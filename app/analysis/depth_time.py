@@ -32,6 +32,7 @@ class Rows:
         note: what stands for the entries where there were too many to keep; else empty.
         meaning: what a number says, in words; empty where the name has to do.
         neutral: number that is neither good nor bad, at which colours part; None where there is none.
+        maximum: the most that a number can be; None where nothing says.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Rows:
     note: str = ""
     meaning: str = ""
     neutral: float | None = None
+    maximum: float | None = None
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,7 @@ def of_measure(name: str, measure: Measure) -> tuple[Rows, np.ndarray]:
             target,
             measure.unit,
             meaning=measure.meaning,
+            maximum=measure.maximum,
         ),
         values,
     )
@@ -153,11 +156,13 @@ class DepthTime:
                 self._halve()
             self.steps.append(step)
             self.counts.append(1)
-        self._sums[len(self.steps) - 1] += np.asarray(values, dtype=np.float32).reshape(-1)
+        with np.errstate(over="ignore", invalid="ignore"):  # what single precision cannot hold is no number
+            self._sums[len(self.steps) - 1] += np.asarray(values, dtype=np.float32).reshape(-1)
 
     def _halve(self) -> None:
         half = self.max_columns // 2
-        self._sums[:half] = self._sums[0::2] + self._sums[1::2]
+        with np.errstate(over="ignore", invalid="ignore"):
+            self._sums[:half] = self._sums[0::2] + self._sums[1::2]
         self._sums[half:] = 0
         self.steps = self.steps[1::2]
         self.counts = [a + b for a, b in zip(self.counts[0::2], self.counts[1::2], strict=True)]

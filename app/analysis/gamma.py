@@ -16,9 +16,9 @@ from app.analysis.gamma_fits import (
     fit_power,
     fit_power_offset,
 )
+from app.analysis.gamma_null import Chance, against_chance
 from app.analysis.gamma_temperature import (
     Cooling,
-    against_chance,
     fit_hajek,
     fit_kirkpatrick,
     logit_temperature,
@@ -59,7 +59,6 @@ class Temperature:
     laws: dict[str, Cooling]
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values."""
         laws = {name: law.as_dict() for name, law in self.laws.items()}
         return {"rule": self.rule, "layers": list(self.layers), "values": list(self.values), "laws": laws}
 
@@ -72,7 +71,7 @@ class Gammas:
         scales: the families.
         fits: family to its fits by form.
         best: family to the form with the least aicc; None where no form is defined.
-        chance: family to the scores of random walks, see :func:`app.analysis.gamma_temperature.against_chance`.
+        chance: family to what random walks say of it, see :func:`app.analysis.gamma_null.against_chance`.
         temperatures: ``identifiable`` (from everything that logits scale with) and ``original`` (from the gain alone),
             as far as the families allow.
         attention_norm: family of the norm before attention; None where there is none of a known name.
@@ -81,7 +80,7 @@ class Gammas:
     scales: Scales
     fits: dict[str, dict[str, GammaFit]]
     best: dict[str, str | None]
-    chance: dict[str, dict[str, dict[str, float]]]
+    chance: dict[str, Chance]
     temperatures: dict[str, Temperature]
     attention_norm: str | None
 
@@ -91,7 +90,7 @@ class Gammas:
             **self.scales.as_dict(),
             "fits": {f: {form: fit.as_dict() for form, fit in fits.items()} for f, fits in self.fits.items()},
             "best": self.best,
-            "chance": self.chance,
+            "chance": {family: chance.as_dict() for family, chance in self.chance.items()},
             "temperatures": {name: t.as_dict() for name, t in self.temperatures.items()},
         }
 
@@ -101,15 +100,11 @@ def analyse(scales: Scales, with_chance: bool = True) -> Gammas:
 
     Args:
         scales: the families.
-        with_chance: whether each family is also held against 200 random walks; seconds per family.
+        with_chance: whether the families are also held against random walks.
     """
-    fits: dict[str, dict[str, GammaFit]] = {}
-    chance: dict[str, dict[str, dict[str, float]]] = {}
-    for family in scales.rms:
-        layers, values = scales.series(family)
-        fits[family] = fit_all(layers, values)
-        if with_chance:
-            chance[family] = against_chance(layers, values, fits[family])
+    series = {family: scales.series(family) for family in scales.rms}
+    fits = {family: fit_all(layers, values) for family, (layers, values) in series.items()}
+    chance = against_chance(series) if with_chance else {}
     norm = next((family for family in ATTENTION_NORMS if family in scales.rms), None)
     temperatures = {}
     if (identifiable := _identifiable(scales, norm)) is not None:

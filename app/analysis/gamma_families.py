@@ -32,6 +32,8 @@ QK_GAIN = "qk_norm"  # rms(g_q ⊙ g_k)
 
 #: no network has 10,000 blocks; a larger number is something else, and would cost as many empty layers
 MAX_LAYER_DIGITS = 4
+#: no network has so many kinds of weights, nor so many times its layers: such a file is made to fill memory
+MAX_FAMILIES, MAX_SCALES = 1_000, 200_000
 
 #: towers of several modalities, whose blocks are not those of the language model
 OTHER_TOWERS = ("vision", "visual", "audio")
@@ -76,8 +78,7 @@ def place(name: str, n_axes: int) -> Member | None:
     if last.isdigit() and len(owner) > 1:  # one of a sequence
         last = f"{owner[-2]}.{last}"
     if n_axes == 1:
-        is_norm = "norm" in last or last.startswith("ln") or last.endswith("_ln")
-        return Member(layer, (RENAMED.get(last, last),), "norm") if is_norm else None
+        return Member(layer, (RENAMED.get(last, last),), "norm") if kind_of(last) == "norm" else None
     if last == "c_attn":
         return Member(layer, ("q_proj", "k_proj", "v_proj"), "matrix")
     # A convolution of a few taps per channel, an embedding of positions: no map from features to features.
@@ -113,15 +114,18 @@ class Scales:
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> "Scales":
-        """What :meth:`as_dict` gave.
+        """What :meth:`as_dict` gave, or its ``scales`` alone; kinds then go by the families' names.
 
         Raises:
             ValueError: it is something else.
         """
         try:
+            for part in (content["scales"], content.get("mean_abs", {})):
+                _require_plausible(len(part), max(map(len, part.values()), default=0))
             rms = {str(name): _numbers(row) for name, row in content["scales"].items()}
             mean_abs = {str(name): _numbers(row) for name, row in content.get("mean_abs", {}).items()}
-            kinds = {name: content["kinds"][name] for name in rms}
+            given = content.get("kinds", {})
+            kinds = {name: given[name] if name in given else kind_of(name) for name in rms}
         except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
             raise ValueError(f"no scales over depth in it ({type(error).__name__}: {error})") from error
         if len({len(row) for row in rms.values()}) != 1 or any(set(row) <= {None} for row in rms.values()):
@@ -131,6 +135,17 @@ class Scales:
         if not all(kind in get_args(Kind) for kind in kinds.values()):
             raise ValueError(f"no scales over depth in it (kinds are {' or '.join(get_args(Kind))})")
         return cls(rms, mean_abs, kinds, bool(content.get("one_plus", False)))
+
+
+def kind_of(family: str) -> Kind:
+    """What a family of this name is."""
+    is_norm = "norm" in family or family.startswith("ln") or family.endswith("_ln")
+    return "norm" if is_norm else "matrix"
+
+
+def _require_plausible(n_families: int, n_layers: int) -> None:
+    if n_families > MAX_FAMILIES or n_families * n_layers > MAX_SCALES:
+        raise ValueError(f"{n_families:,} kinds of weights in {n_layers:,} layers: no network has so many")
 
 
 def _numbers(row: Iterable[Any]) -> list[float | None]:
@@ -169,11 +184,15 @@ def stored_scales(tensors: Iterable[StoredTensor], model_type: str = "") -> Scal
     one_plus = stored_one_plus((t.name for t in tensors), model_type)
     sums: dict[tuple[str, int], list[float]] = {}
     kinds: dict[str, Kind] = {}
-    gains: dict[int, dict[str, Tensor]] = {}
+    gains: dict[int, dict[str, StoredTensor]] = {}
     for stored in tensors:
         member = place(stored.name, len(stored.shape))
         if member is None:
             continue
+        if len(member.families) > 1 and stored.shape[-1] % len(member.families):
+            raise ValueError(
+                f"{stored.name} of shape {list(stored.shape)} is no {len(member.families)} in one"
+            )
         added = [[0.0, 0.0, 0.0] for _ in member.families]
         for rows in stored.rows():
             for total, part in zip(added, rows.chunk(len(added), dim=1), strict=True):
@@ -189,12 +208,13 @@ def stored_scales(tensors: Iterable[StoredTensor], model_type: str = "") -> Scal
             for index, value in enumerate(total):
                 whole[index] += value
         if member.families in (("q_norm",), ("k_norm",)):
-            gains.setdefault(member.layer, {})[member.families[0]] = stored.vector() + float(one_plus)
+            gains.setdefault(member.layer, {})[member.families[0]] = stored
     if not sums:
         raise ValueError("no tensor's name carries a block's number and a known kind of weight")
     for layer, pair in gains.items():
-        if len(pair) == 2 and pair["q_norm"].numel() == pair["k_norm"].numel():
-            product = pair["q_norm"] * pair["k_norm"]
+        if len(pair) == 2 and pair["q_norm"].shape == pair["k_norm"].shape:
+            query, key = (pair[name].vector() + float(one_plus) for name in ("q_norm", "k_norm"))
+            product = query * key
             sums[QK_GAIN, layer] = [
                 float(product.square().sum()),
                 float(product.abs().sum()),
@@ -208,6 +228,7 @@ def _over_depth(
     sums: Mapping[tuple[str, int], list[float]], kinds: dict[str, Kind], one_plus: bool
 ) -> Scales:
     n_layers = 1 + max(layer for _, layer in sums)
+    _require_plausible(len(kinds), n_layers)
     scales = Scales(kinds=kinds, one_plus=one_plus)
     for family in kinds:
         rows = [sums.get((family, layer)) for layer in range(n_layers)]

@@ -4,11 +4,10 @@ x is the layer L counted from 0; ``L1`` stands for L + 1.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from scipy.optimize import leastsq
 
 #: exponents from which the power with offset is sought
 OFFSET_STARTS = (-1.0, 0.5, 1.0, 2.0)
@@ -30,6 +29,7 @@ class GammaFit:
             (Hurvich & Tsai 1989); None where ``r2_log`` is. Less is better.
         fitted: values at the series' own x.
         undefined: why there is no fit; empty where there is one.
+        masked: points that have no logarithm and were left out of the fit.
     """
 
     form: str
@@ -39,9 +39,9 @@ class GammaFit:
     aicc: float | None = None
     fitted: tuple[float, ...] = ()
     undefined: str = ""
+    masked: int = 0
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values."""
         return {
             "form": self.form,
             "parameters": dict(self.parameters),
@@ -50,6 +50,7 @@ class GammaFit:
             "aicc": self.aicc,
             "fitted": list(self.fitted),
             "undefined": self.undefined,
+            "masked": self.masked,
         }
 
 
@@ -67,13 +68,20 @@ def fit_linear(L: Series, y: Series) -> GammaFit:
 
 
 def fit_power(L1: Series, y: Series) -> GammaFit:
-    """``a (L+1)^b``, on ln y over ln(L+1)."""
+    """``a (L+1)^b``, on ln y over ln(L+1); values that are not positive are left out, and counted."""
 
     def solve(x: np.ndarray, y: np.ndarray) -> tuple[dict[str, float], np.ndarray]:
         a, b = _line(np.log(x), np.log(y))
         return {"a": float(np.exp(a)), "b": b}, np.exp(a) * x**b
 
-    return _fit("power", 2, L1, y, solve, needs_positive=True)
+    x, values = np.asarray(L1, dtype=np.float64), np.asarray(y, dtype=np.float64)
+    kept = ~(values <= 0)  # what is no number stays, and is refused by name
+    fit = _fit("power", 2, x[kept], values[kept], solve, needs_positive=True)
+    masked = int((~kept).sum())
+    if masked and not fit.undefined:
+        fitted = fit.parameters["a"] * x ** fit.parameters["b"]
+        return replace(fit, fitted=tuple(fitted.tolist()), r2_log=None, aicc=None, masked=masked)
+    return replace(fit, masked=masked)
 
 
 def fit_exponential(L: Series, y: Series) -> GammaFit:
@@ -107,6 +115,8 @@ def fit_power_offset(L1: Series, y: Series) -> GammaFit:
         def residuals(c: np.ndarray) -> np.ndarray:
             b, centred, _ = slope(float(c[0]))
             return b * centred - y_centred
+
+        from scipy.optimize import leastsq  # half a second, which nothing but a fit needs
 
         ends = [leastsq(residuals, [start], maxfev=100, full_output=True)[0] for start in OFFSET_STARTS]
         errors = [float(np.square(residuals(end)).sum()) for end in ends]
@@ -185,7 +195,8 @@ def _fit(form: str, k: int, x: Series, y: Series, solve: Solve, needs_positive: 
     try:
         with np.errstate(over="raise", invalid="raise", divide="raise"):
             parameters, fitted = solve(x, y)
-    except (FloatingPointError, ValueError) as error:
+            r2 = _r2(y, fitted)
+    except (ArithmeticError, ValueError) as error:
         return GammaFit(form, undefined=str(error))
     r2_log = aicc = None
     if fitted.min() > 0 and y.min() > 0:
@@ -196,7 +207,7 @@ def _fit(form: str, k: int, x: Series, y: Series, solve: Solve, needs_positive: 
             float(residuals @ residuals) / n, _ROUNDING**2
         )  # an exact fit is exact up to rounding
         aicc = float(n * np.log(mean_square) + 2 * k + 2 * k * (k + 1) / (n - k - 1))
-    return GammaFit(form, parameters, _r2(y, fitted), r2_log, aicc, tuple(fitted.tolist()))
+    return GammaFit(form, parameters, r2, r2_log, aicc, tuple(fitted.tolist()))
 
 
 def _line(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:

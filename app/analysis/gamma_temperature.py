@@ -1,4 +1,4 @@
-"""The attention temperature that gains imply, the cooling laws it is held against, and what chance would give."""
+"""The attention temperature that gains imply, and the cooling laws it is held against."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -6,20 +6,23 @@ from typing import Any
 import numpy as np
 from scipy.optimize import minimize_scalar
 
-from app.analysis.gamma_fits import FORMS, GammaFit, Series, fit_exponential
+from app.analysis.gamma_fits import Series, fit_exponential
 
-N_WALKS, SEED = 200, 0
 HAJEK_BOUNDS = (1.0, 1e4)
 
 
 def original_temperature(gamma: Series) -> np.ndarray | None:
-    """``T(L)/T(0) = γ(0)/γ(L)``; None where a gain is not positive.
+    """``T(L)/T(0) = γ(0)/γ(L)``; None where a gain is not positive or a ratio is no finite number.
 
     Args:
         gamma: ``(n,)``.
     """
     gamma = np.asarray(gamma, dtype=np.float64)
-    return None if len(gamma) == 0 or not gamma.min() > 0 else gamma[0] / gamma
+    if len(gamma) == 0 or not gamma.min() > 0:
+        return None
+    with np.errstate(over="ignore", invalid="ignore"):
+        temperature = gamma[0] / gamma
+    return temperature if np.isfinite(temperature).all() else None
 
 
 def logit_temperature(gamma: Series, query: Series, key: Series) -> np.ndarray | None:
@@ -30,7 +33,8 @@ def logit_temperature(gamma: Series, query: Series, key: Series) -> np.ndarray |
         query: ``(n,)`` scale of the query projection.
         key: ``(n,)`` scale of the key projection.
     """
-    return original_temperature(np.square(gamma) * np.asarray(query) * np.asarray(key))
+    with np.errstate(over="ignore"):  # of which the temperature is then none
+        return original_temperature(np.square(gamma) * np.asarray(query) * np.asarray(key))
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,6 @@ class Cooling:
     undefined: str = ""
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values."""
         return {
             "law": self.law,
             "parameters": dict(self.parameters),
@@ -88,7 +91,8 @@ def fit_hajek(L: Series, temperature: Series) -> Cooling:
         temperature: ``(n,)``, positive.
     """
     L, T = np.asarray(L, dtype=np.float64), np.asarray(temperature, dtype=np.float64)
-    problem = fit_exponential(L, T).undefined  # few points, a constant, a value that is not positive
+    # few points, a constant, a value that is not positive, one whose square is no number
+    problem = fit_exponential(L, T).undefined or ("" if T.max() < 1e150 else "a value is too large")
     if problem:
         return Cooling("hajek", {}, None, (), undefined=problem)
 
@@ -116,40 +120,3 @@ def fit_hajek(L: Series, temperature: Series) -> Cooling:
         )
     r2 = 1 - error(found) / float(np.sum((T - T.mean()) ** 2))
     return Cooling("hajek", {"c": c, "c2": c2}, r2, tuple(fitted.tolist()), note)
-
-
-def against_chance(L: Series, y: Series, fits: dict[str, GammaFit]) -> dict[str, dict[str, float]]:
-    """How good each form is on random walks in ln y, for the r2 of a series to be read against.
-
-    200 seeded walks start at the series' first value and take steps with the variance of its own.
-
-    Args:
-        L: ``(n,)`` layers counted from 0.
-        y: ``(n,)``, positive.
-        fits: the series' own.
-
-    Returns:
-        Per defined form ``median`` and ``q95`` of r2_log over the walks, and ``p``, the share of walks (the series
-        itself counted as one) that the form fits at least as well; empty where there is nothing to compare.
-    """
-    layers, y = np.asarray(L, dtype=np.float64), np.asarray(y, dtype=np.float64)
-    own = {form: fit.r2_log for form, fit in fits.items() if fit.r2_log is not None}
-    if not own:
-        return {}
-    deviation = float(np.diff(np.log(y)).std())
-    steps = np.random.default_rng(SEED).normal(0.0, deviation, (N_WALKS, len(y) - 1))
-    walks = y[0] * np.exp(np.concatenate([np.zeros((N_WALKS, 1)), steps.cumsum(axis=1)], axis=1))
-    scores: dict[str, list[float]] = {form: [] for form in own}
-    for walk in walks:
-        for form in own:
-            score = FORMS[form](layers, walk).r2_log
-            scores[form].append(-np.inf if score is None else score)  # a fit without a score explains nothing
-    found = {}
-    for form, values in scores.items():
-        worse = np.maximum(values, -1e6)
-        found[form] = {
-            "median": float(np.median(worse)),
-            "q95": float(np.quantile(worse, 0.95)),
-            "p": float((np.sum(worse >= own[form]) + 1) / (N_WALKS + 1)),
-        }
-    return found

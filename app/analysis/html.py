@@ -27,6 +27,13 @@ table { border-collapse: collapse; font-size: .92em; } th, td { padding: .28rem 
   vertical-align: top; border-bottom: 1px solid var(--line); } th { font-weight: 600; vertical-align: bottom; }
   td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; } td.number { white-space: nowrap; }
   td.long { overflow-wrap: anywhere; min-width: 14rem; } .scroll { overflow-x: auto; }
+  /* A shade at the edge where a table goes on; what moves with the table covers it at the table's end. */
+  .scroll { background: linear-gradient(to right, var(--paper) 1.2rem, transparent 2.4rem) local,
+  linear-gradient(to left, var(--paper) 1.2rem, transparent 2.4rem) local,
+  linear-gradient(to right, var(--soft), transparent .7rem), linear-gradient(to left, var(--soft), transparent .7rem);
+  scrollbar-width: thin; }
+@media (min-width: 45rem) { .scroll th:first-child, .scroll td:first-child { position: sticky; left: 0;
+  background: var(--paper); } }
 pre { background: var(--card); border: 1px solid var(--line); border-radius: 6px; padding: .7rem .9rem;
   margin: .3rem 0 1rem;
   white-space: pre-wrap; overflow-wrap: anywhere; max-height: 26rem; overflow-y: auto; }
@@ -36,8 +43,8 @@ figure { margin: .4rem 0 1.2rem; } figcaption { margin-bottom: .2rem; font-weigh
 """
 
 
-# Control characters, marks that turn the direction of what follows, halves of surrogate pairs.
-_STEERING = re.compile(
+#: control characters, marks that turn the direction of what follows, halves of surrogate pairs
+STEERING = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
 )
 #: letters of a word beyond which a cell of a table may break it anywhere
@@ -64,7 +71,7 @@ def breakable(name: str) -> Markup:
 
 
 def _quoted(value: object) -> str:
-    return html.escape(_STEERING.sub(lambda found: sign(found[0]), str(value)), quote=True)
+    return html.escape(STEERING.sub(lambda found: sign(found[0]), str(value)), quote=True)
 
 
 def element(name: str, *children: object, **attributes: object) -> Markup:

@@ -11,7 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-CHUNK_BYTES = 8 << 20
+from app.run.bounded import Budget, BudgetError, charge_json, open_regular
+from app.run.content import ContentError, TensorPlace, describe
+
+CHUNK_BYTES = 8 << 20  # of a piece, in float64
 SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 MAX_HEADER_BYTES = 100 << 20  # the format's own limit
 
@@ -47,112 +50,151 @@ class StoredTensor:
         """The tensor as ``(rows, last axis)`` in float64, so many rows at a time as fit into a chunk.
 
         Raises:
-            ValueError: the file ends too early.
+            ValueError: the file ends too early, or one row does not fit.
         """
         width = self.shape[-1] if self.shape else 1
-        n_rows = 1
-        for size in self.shape[:-1]:
-            n_rows *= size
+        n_rows = math.prod(self.shape[:-1])
+        self._require_small(width, "a row")
         row_bytes = width * self.dtype.itemsize
-        at_once = max(1, CHUNK_BYTES // max(row_bytes, 1))
-        with self.path.open("rb") as file:
+        at_once = max(1, CHUNK_BYTES // (8 * width))
+        with open_regular(self.path) as file:
             file.seek(self.offset)
-            for start in range(0, n_rows if width else 0, at_once):
+            for start in range(0, n_rows, at_once):
                 count = min(at_once, n_rows - start)
                 raw = bytearray(count * row_bytes)
                 if file.readinto(raw) != len(raw):
-                    raise ValueError(f"{self.path}: ends inside of {self.name}; the file is incomplete")
+                    raise ContentError(f"{self.path}: ends inside of {self.name}; the file is incomplete")
                 yield torch.frombuffer(raw, dtype=self.dtype).to(torch.float64).view(count, width)
 
     def vector(self) -> Tensor:
-        """All entries in float64, ``(n,)``; for what is small."""
+        """All entries in float64, ``(n,)``; for what is small.
+
+        Raises:
+            ValueError: the file ends too early, or they do not fit into a chunk.
+        """
+        self._require_small(math.prod(self.shape), "a norm")
         return torch.cat([rows.flatten() for rows in self.rows()])
+
+    def _require_small(self, n: int, what: str) -> None:
+        if 8 * n > CHUNK_BYTES:
+            raise ValueError(
+                f"{self.path}: {self.name} of shape {list(self.shape)} has {what} of {n:,} entries"
+            )
 
 
 def find(path: Path) -> list[StoredTensor]:
     """The floating-point tensors of a checkpoint file, or of all safetensors files in a directory, else of all others.
 
+    Tensors without entries are left out.
+
     Args:
         path: ``.safetensors``, or what ``torch.save`` has written (of which only tensors and plain values are read).
 
     Raises:
+        ContentError: a file is damaged, hostile, or holds something else.
         ValueError: nothing to read there, or no such file format.
+        OSError: a file cannot be read.
     """
+    files = [path]
     if path.is_dir():
         files = sorted(path.glob("*.safetensors")) or sorted(path.glob("pytorch_model*.bin"))
         if not files:
             raise ValueError(f"{path}: holds no .safetensors and no pytorch_model*.bin; name a checkpoint")
-        return [tensor for file in files for tensor in find(file)]
-    if path.suffix not in SUFFIXES:
+    if files[0].suffix not in SUFFIXES:
         raise ValueError(f"{path}: is none of {', '.join(SUFFIXES)}")
-    return _in_safetensors(path) if path.suffix == ".safetensors" else _in_archive(path)
+    budget = Budget.of_file(sum(file.stat().st_size for file in files))
+    found: list[StoredTensor] = []
+    for file in files:
+        read = _in_safetensors if file.suffix == ".safetensors" else _in_archive
+        try:
+            found += read(file, budget)
+        except (ContentError, BudgetError) as error:
+            raise ContentError(f"{file}: {error}") from error
+    return found
 
 
-def _in_safetensors(path: Path) -> list[StoredTensor]:
+def _in_safetensors(path: Path, budget: Budget) -> list[StoredTensor]:
     """Reads the header: eight bytes of length, then JSON with type, shape and offsets of each tensor."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
+        size = path.stat().st_size
         head = file.read(8)
         length = struct.unpack("<Q", head)[0] if len(head) == 8 else 0
-        if not 2 <= length <= MAX_HEADER_BYTES:
+        if not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
             raise ValueError(f"{path}: is no safetensors file")
-        try:
-            header: Any = json.loads(file.read(length))
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path}: is no safetensors file: {error}") from error
+        budget.charge(length)
+        content = file.read(length)
+    charge_json(content, budget)
+    try:
+        header: Any = json.loads(content.decode(), object_pairs_hook=_without_duplicates)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: is no safetensors file: {error}") from error
     if not isinstance(header, dict):
         raise ValueError(f"{path}: is no safetensors file: its header is no object")
-    found = [
-        _described(name, entry, path, 8 + length) for name, entry in header.items() if name != "__metadata__"
-    ]
-    return [stored for stored in found if stored is not None]
+    header.pop("__metadata__", None)
+    places = {name: _extent(name, entry, size - 8 - length) for name, entry in header.items()}
+    end = 0
+    for begin, next_end in sorted(places.values()):
+        if begin < end:
+            raise ContentError("is damaged: two of its tensors share bytes")
+        end = max(end, next_end)
+    found = []
+    for name, entry in header.items():
+        shape, dtype = tuple(entry["shape"]), _DTYPES.get(entry["dtype"])
+        begin, end = places[name]
+        if dtype is None:
+            continue
+        if end - begin != math.prod(shape) * dtype.itemsize:
+            raise ContentError(
+                f"is damaged: {name!r} of shape {list(shape)} does not take {end - begin} bytes"
+            )
+        if end > begin:
+            found.append(StoredTensor(name, shape, dtype, path, 8 + length + begin))
+    return found
 
 
-def _described(name: str, entry: Any, path: Path, start: int) -> StoredTensor | None:
-    """A tensor by its entry in the header; None for one of whole numbers.
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of a header, which names nothing twice: readers differ in which of the two they take."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("its header names a tensor or a field twice")
+    return found
+
+
+def _extent(name: str, entry: Any, n_bytes: int) -> tuple[int, int]:
+    """Begin and end of a tensor in the bytes behind the header.
 
     Args:
         name: of the tensor.
         entry: type, shape and offsets, of anything at all.
-        path: of the file.
-        start: of the tensors' bytes in the file.
+        n_bytes: behind the header.
     """
     try:
-        dtype, shape, (begin, end) = str(entry["dtype"]), tuple(entry["shape"]), entry["data_offsets"]
-        is_whole = all(type(number) is int and number >= 0 for number in (*shape, begin, end))
-    except (KeyError, TypeError, ValueError):
-        is_whole = False
-    if not is_whole:
-        raise ValueError(f"{path}: is no safetensors file: its entry for {name!r} is damaged")
-    if dtype not in _DTYPES:
-        return None
-    if end - begin != math.prod(shape) * _DTYPES[dtype].itemsize:
-        raise ValueError(
-            f"{path}: is damaged: {name!r} of shape {list(shape)} does not take {end - begin} bytes"
+        shape, (begin, end) = entry["shape"], entry["data_offsets"]
+        numbers = (
+            [*shape, begin, end] if isinstance(shape, list) and isinstance(entry["dtype"], str) else [-1]
         )
-    return StoredTensor(name, shape, _DTYPES[dtype], path, start + begin)
+    except (KeyError, TypeError, ValueError):
+        numbers = [-1]
+    if not all(type(number) is int and number >= 0 for number in numbers):
+        raise ContentError(f"is damaged: its entry for {name!r} is none of a tensor")
+    if not begin <= end <= n_bytes:
+        raise ContentError(f"is incomplete: {name!r} takes bytes {begin:,} to {end:,} of {n_bytes:,}")
+    return begin, end
 
 
-def _in_archive(path: Path) -> list[StoredTensor]:
-    """Loads the structure of a ``torch.save`` archive with tensors that know where their bytes are."""
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
-    try:
-        with FakeTensorMode():
-            content = torch.load(path, weights_only=True)
-    except Exception as error:  # damaged bytes make the unpickler raise anything at all
-        raise ValueError(f"{path}: cannot be read as a checkpoint ({type(error).__name__})") from error
-    found: list[StoredTensor] = []
+def _in_archive(path: Path, budget: Budget) -> list[StoredTensor]:
+    """Reads the structure of a ``torch.save`` archive, which tells where the bytes of each tensor are."""
+    with open_regular(path) as file:
+        content = describe(file, budget)
     state = content.get("state_dict", content) if isinstance(content, Mapping) else {}
-    for name, tensor in state.items():
-        if not (
-            isinstance(tensor, Tensor) and tensor.is_floating_point() and tensor.dtype in _DTYPES.values()
-        ):
+    found: list[StoredTensor] = []
+    for name, place in state.items() if isinstance(state, Mapping) else ():
+        if not isinstance(name, str) or not isinstance(place, TensorPlace):
             continue
-        if not tensor.is_contiguous():
+        if place.dtype not in _DTYPES.values() or 0 in place.shape:
+            continue
+        if not place.is_contiguous:
             raise ValueError(f"{path}: {name} is stored with gaps; save it contiguous")
-        begin = tensor.untyped_storage()._checkpoint_offset
-        if begin is None:
-            raise ValueError(f"{path}: {name} has no bytes of its own in the file")
-        offset = int(begin) + int(tensor.storage_offset()) * tensor.element_size()
-        found.append(StoredTensor(name, tuple(tensor.shape), tensor.dtype, path, offset))
+        offset = place.record.offset + place.offset * place.dtype.itemsize
+        found.append(StoredTensor(name, place.shape, place.dtype, path, offset))
     return found

@@ -1,22 +1,28 @@
 """``app compare``: runs beside each other."""
 
 import argparse
-import json
+import re
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from app.commands.parsing import CommandParser
-from app.run.atomic import storage_error, write_json
+from app.commands.picture import write_picture
+from app.run import bounded
+from app.run.atomic import write_json
 from app.run.configuration import read_config
 from app.run.directory import RunDirectory, resolve_run
 from app.run.errors import ConfigurationError, ExitCode
+from app.run.paths import typed_path
 from app.run.status import true_state
+from app.run.storage import make_folder
 
 if TYPE_CHECKING:
     from app.analysis.comparison import Comparison, Run
 
+MAX_NAME = 60  # characters of an experiment's
 #: what a run was made with, as far as it decides its figures: keys of its last launch
-CONTEXT = ("device", "world_size", "threads", "archlab", "commit", "source_diff_sha256", "python")
+CONTEXT = ("device", "threads", "archlab", "python")
 
 
 def run(name: str, words: list[str]) -> int:
@@ -26,7 +32,7 @@ def run(name: str, words: list[str]) -> int:
         name: ``compare``.
         words: the rest of the command line: runs, and ``--output``.
     """
-    options = _parser().parse_args(words)
+    options = command_parser().parse_args(words)
     directories, notes = find_runs(options.runs)
 
     from app.analysis.comparison import compare
@@ -42,20 +48,14 @@ def run(name: str, words: list[str]) -> int:
         raise ConfigurationError([*notes, "app compare: none of these runs can be read"])
     comparison = compare(runs)
     notes += what_compares(comparison)
-    output = Path(options.output)
+    output = make_folder(options.output, "--output")
     picture = None
     if any(run.rows for run in runs):
-        picture = output / "figures" / "curves.png"
-        try:
-            picture.parent.mkdir(parents=True, exist_ok=True)
-            notes += draw_comparison(comparison, picture)
-        except OSError as error:
-            raise storage_error(error, picture) from error
+        target = output / "figures" / "curves.png"
+        left_out, problem = write_picture(target, lambda file: draw_comparison(comparison, file))
+        notes += [problem] if problem else left_out or []
+        picture = None if problem else target
     report = _report(comparison, notes, picture)
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise storage_error(error, output) from error
     write_json(output / "compare.json", report)
     print_comparison(comparison, notes)
     if picture is not None:
@@ -97,14 +97,22 @@ def what_compares(comparison: "Comparison") -> list[str]:
     """Notes where losses are of different tokens, or of different texts."""
     notes = []
     if comparison.loss_key != "val/loss":
+        do_not = comparison.without_bytes
         notes.append(
-            "the runs have different tokenizers: losses, in nats per token, do not compare; bits per byte (bpb) do"
+            "the runs have different tokenizers: losses, in nats per token, do not compare; "
+            + ("bits per byte (bpb) do" + (", where they are given" if do_not else ""))
         )
+        for letter, share in do_not.items():
+            why = f", {share:.2%} of its validation tokens being unknown words" if share else ""
+            notes.append(f"{letter} compares with none of another tokenizer: it has no bits per byte{why}")
     if len(comparison.texts) > 1:
         listed = "; ".join(f"{', '.join(letters)}: {name}" for name, letters in comparison.texts.values())
         notes.append(
             f"the runs read different texts ({listed}): losses and bits per byte of different texts do not compare"
         )
+    for group in comparison.groups:
+        for run in group.repeats:
+            notes.append(f"{run.path}: seed {run.seed} once more in {group.letter}; a seed counts once")
     return notes
 
 
@@ -122,6 +130,7 @@ def read_run(directory: RunDirectory, notes: list[str]) -> "Run | None":
     if state != "finished":
         notes.append(f"{directory}: is {state}; its figures are those of its last rows")
     try:
+        bounded.require_size(directory.metrics, bounded.MAX_TABLE_BYTES)
         found.rows, n_damaged = read_rows(directory.metrics)
         if n_damaged:
             notes.append(f"{directory}: {n_damaged} damaged row(s) of metrics.csv left out")
@@ -132,34 +141,93 @@ def read_run(directory: RunDirectory, notes: list[str]) -> "Run | None":
     except FileNotFoundError:
         notes.append(f"{directory}: has no metrics.csv; only its configuration is compared")
     except (OSError, ValueError) as error:
-        notes.append(f"{directory}: metrics.csv cannot be used ({error}); only its configuration is compared")
+        notes.append(
+            f"{directory}: metrics.csv cannot be used ({reason(error)}); only its configuration is compared"
+        )
     found.summary = read_json(directory.summary, notes)
+    found.experiment = _experiment(directory, notes)
     return found
 
 
+def _experiment(directory: RunDirectory, notes: list[str]) -> str:
+    """Name of the configuration that a run was begun with, by its command line; empty where that does not say."""
+    launches = read_json(directory.manifest, list(notes)).get("launches")
+    first = launches[0] if isinstance(launches, list) and launches else {}
+    words = first.get("command") if isinstance(first, dict) else None
+    if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+        return ""
+    named = [after for word, after in pairwise(words) if word == "--config"]
+    named += [word.removeprefix("--config=") for word in words if word.startswith("--config=")]
+    return Path(named[0]).stem[:MAX_NAME] if named else ""
+
+
 def _context(directory: RunDirectory, notes: list[str]) -> dict[str, Any]:
-    launches = read_json(directory.manifest, notes).get("launches")
-    launch = launches[-1] if isinstance(launches, list) and launches else None
-    if not isinstance(launch, dict):
+    listed = read_json(directory.manifest, notes).get("launches")
+    launches = [launch for launch in listed if isinstance(launch, dict)] if isinstance(listed, list) else []
+    if not launches:
         notes.append(f"{directory}: run.json does not say with what it was made")
         return {}
+    launch = launches[-1]
     found = {f"launch.{key}": launch.get(key) for key in CONTEXT}
-    packages = launch.get("packages")
-    found["launch.torch"] = packages.get("torch") if isinstance(packages, dict) else None
+    found |= _made_with(launches)
     data = launch.get("data")
     return found | {f"data.{key}": value for key, value in (data if isinstance(data, dict) else {}).items()}
+
+
+def _made_with(launches: list[dict[str, Any]]) -> dict[str, Any]:
+    """What bits depend on beside the configuration: a value, or the values that several launches had, in order.
+
+    Of a run that was begun again, those from its last beginning on count; what it changed then was not trained with.
+    """
+    from app.analysis.comparison import MADE_WITH
+
+    begun = [number for number, launch in enumerate(launches) if launch.get("replaces")]
+    launches = launches[begun[-1] :] if begun else launches
+    found: dict[str, list[Any]] = {key: [] for key in MADE_WITH}
+    for launch in launches:
+        place = launch.get("place")
+        known = {
+            f"place.{k}": v for k, v in (place if isinstance(place, dict) else _older_place(launch)).items()
+        }
+        known |= {f"launch.{key}": launch.get(key) for key in ("commit", "source_diff_sha256")}
+        for key, values in found.items():
+            if key == "launch.changes":
+                changes = launch.get("changes")
+                values += changes if isinstance(changes, list) and not launch.get("replaces") else []
+            elif not values or values[-1] != known.get(key):
+                values.append(known.get(key))
+    changes = found.pop("launch.changes")
+    return {key: values[0] if len(values) == 1 else values for key, values in found.items()} | (
+        {"launch.changes": changes} if changes else {}
+    )
+
+
+def _older_place(launch: dict[str, Any]) -> dict[str, Any]:
+    """Where a launch computed whose record has no entry for it."""
+    device, packages = str(launch.get("device") or ""), launch.get("packages")
+    gpu = re.fullmatch(r"cuda:\d+ \((.*)\)", device)
+    return {
+        "device": gpu[1] if gpu else device.partition(" ")[0] or None,
+        "torch": packages.get("torch") if isinstance(packages, dict) else None,
+        "world_size": launch.get("world_size"),
+    }
 
 
 def read_json(path: Path, notes: list[str]) -> dict[str, Any]:
     """A JSON object; empty where there is none, with a note where it is damaged."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = bounded.read_json(path)
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError):
-        notes.append(f"{path}: cannot be read")
+    except (OSError, ValueError) as error:
+        notes.append(f"{path}: cannot be read ({reason(error)})")
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def reason(error: OSError | ValueError) -> str:
+    """What is wrong with a file, without its name."""
+    return str(error.strerror) if isinstance(error, OSError) else str(error)
 
 
 def _report(comparison: "Comparison", notes: list[str], picture: Path | None) -> dict[str, Any]:
@@ -181,6 +249,7 @@ def _report(comparison: "Comparison", notes: list[str], picture: Path | None) ->
                     }
                     for run in group.runs
                 ],
+                "repeats": [run.path for run in group.repeats],
             }
             for group in comparison.groups
         ],
@@ -194,14 +263,19 @@ def _report(comparison: "Comparison", notes: list[str], picture: Path | None) ->
     }
 
 
-def _parser() -> argparse.ArgumentParser:
+def command_parser() -> argparse.ArgumentParser:
     parser = CommandParser(
         "compare",
         description="Puts runs beside each other; runs that are equal up to the seed are one group, "
         "with mean and standard deviation.",
     )
-    parser.add_argument("runs", metavar="RUN", nargs="+", help="run directories, or folders of runs")
     parser.add_argument(
-        "--output", default="comparison", help="folder of compare.json and figures/ (default comparison)"
+        "runs", metavar="RUN", nargs="+", type=typed_path, help="run directories, or folders of runs"
+    )
+    parser.add_argument(
+        "--output",
+        type=typed_path,
+        default="comparison",
+        help="folder of compare.json and figures/ (default comparison)",
     )
     return parser

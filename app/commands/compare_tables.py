@@ -1,18 +1,18 @@
 """A comparison on a terminal, a narrow one, or a pipe."""
 
-import re
-import sys
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
-from app.analysis.comparison import Comparison, Group, Spread, told_apart
+from app.analysis.comparison import HASH, Comparison, Group, Spread, told_apart
+from app.commands.tables import WIDE, console, needed, print_table
+from app.run.terminal import say, wrapped
 
 TITLES = {
     "val/loss": "val loss",
     "val/bpb": "val bpb",
+    "val/unknown_share": "unknown words",
     "best/val_loss": "best val",
     "best/step": "at step",
     "train/loss": "train loss",
@@ -20,60 +20,56 @@ TITLES = {
     "speed/seconds": "seconds",
     "tokens_per_second": "tokens/s",
     "parameters": "parameters",
+    "baseline/count_loss": "counts",
+    "baseline/count_bpb": "counts bpb",
 }
 COUNTS = frozenset({"best/step", "tokens_seen", "tokens_per_second", "parameters"})
-HASH = re.compile("[0-9a-f]{40,64}")  # of a commit or of a content; twelve digits tell them apart
-WIDE = 10_000  # a file or a pipe has no edge
 
 
 def print_comparison(comparison: Comparison, notes: list[str]) -> None:
-    """Prints groups, figures, differences and notes; tables that do not fit become lists."""
-    console = Console() if sys.stdout.isatty() else Console(width=WIDE, no_color=True)
+    """Prints groups, figures, differences and notes; on a terminal as wide as it is."""
+    output = console(WIDE)
     groups = comparison.groups
     for group in groups:
-        console.print(Text(group.name, style="bold"), soft_wrap=True)
-        for run in group.runs:
+        output.print(Text(wrapped(group.name, 3), style="bold"), soft_wrap=True)
+        for run in [*group.runs, *group.repeats]:
             seed = "" if run.seed is None else f", seed {run.seed}"
-            console.print(
-                Text(f"   {run.path}  ({run.state} at step {run.last_step:,}{seed})"), soft_wrap=True
-            )
-    console.print()
+            output.print(f"   {run.path}  ({run.state} at step {run.last_step:,}{seed})", soft_wrap=True)
+    output.print()
     figures = {group.letter: _figures(group) for group in groups}
     titles = [title for title in TITLES.values() if any(title in found for found in figures.values())]
     if titles:
         rows = [[letter, *(found.get(title, "–") for title in titles)] for letter, found in figures.items()]
-        _print_table(console, ["", *titles], rows, right=True)
+        print_table(output, ["", *titles], rows)
     if len(groups) > 1:
         told, n_left = told_apart(comparison.differences)
         rows = [[key, *(_cell(value) for value in values)] for key, values in told.items()]
         if rows:
-            _print_table(console, ["setting", *(group.letter for group in groups)], rows, right=False)
+            _print_settings(output, ["setting", *(group.letter for group in groups)], rows)
             if n_left:
                 notes = [
                     f"{n_left} settings that only some of these classes have are in compare.json",
                     *notes,
                 ]
         else:
-            console.print("no setting differs; the groups have come to different steps\n", soft_wrap=True)
+            output.print("no setting differs; the groups have come to different steps\n", soft_wrap=True)
     for note in notes:
-        console.print(Text(f"note     {note}"), soft_wrap=True)
+        say("note", note)
 
 
-def _print_table(console: Console, header: list[str], rows: list[list[str]], right: bool) -> None:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for i, title in enumerate(header):
-        table.add_column(title, justify="right" if right and i else "left", no_wrap=True)
-    for row in rows:
-        table.add_row(*map(Text, row))
-    needed = console.measure(table, options=console.options.update(width=WIDE)).maximum
-    if needed <= console.width:
-        console.print(table)
-    else:
-        for row in rows:
-            console.print(Text(row[0], style="bold"), soft_wrap=True)
-            for title, cell in zip(header[1:], row[1:], strict=True):
-                console.print(Text(f"   {title}  {cell}"), soft_wrap=True)
-    console.print()
+def _print_settings(output: Console, header: list[str], rows: list[list[str]]) -> None:
+    """A table; where that is too wide, of each setting the values and the groups that have them."""
+    if needed([header, *rows]) <= output.width:
+        print_table(output, header, rows, left=range(len(header)))
+        return
+    for name, *values in rows:
+        output.print(Text(name, style="bold"), soft_wrap=True)
+        owners: dict[str, list[str]] = {}
+        for letter, value in zip(header[1:], values, strict=True):
+            owners.setdefault(value, []).append(letter)
+        said = ";  ".join(f"{', '.join(letters)}: {value}" for value, letters in owners.items())
+        output.print(wrapped(f"   {said}", 3), soft_wrap=True)
+    output.print()
 
 
 def _figures(group: Group) -> dict[str, str]:
@@ -85,6 +81,8 @@ def _number(key: str, spread: Spread) -> str:
         text, sd = f"{spread.mean:,.1f}", f"{spread.sd:,.1f}"
     elif key in COUNTS:
         text, sd = f"{spread.mean:,.0f}", f"{spread.sd:,.0f}"
+    elif key == "val/unknown_share":
+        text, sd = f"{spread.mean:.2%}", f"{spread.sd:.2%}"
     else:
         text, sd = f"{spread.mean:.4f}", f"{spread.sd:.4f}"
     return f"{text} ± {sd}" if spread.n > 1 and spread.sd > 0 else text
@@ -93,5 +91,5 @@ def _number(key: str, spread: Spread) -> str:
 def _cell(value: Any) -> str:
     text = "–" if value is None else str(value)
     if HASH.fullmatch(text):
-        return text[:12]
+        return text[:12]  # they tell them apart
     return text if len(text) <= 48 else text[:23] + "…" + text[-24:]

@@ -3,17 +3,21 @@
 import argparse
 import json
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from app.commands.parsing import CommandParser, add_network_options, check_device
+from app.commands.picture import write_picture
+from app.commands.stage_progress import StageProgress
 from app.run.errors import ConfigurationError, ExitCode, IntegrityError
+from app.run.paths import typed_path
+from app.run.terminal import say
 
 if TYPE_CHECKING:
     from app.commands.crystallize_input import Subject
     from app.models.crystal import ResidualBasis
+    from app.run.lock import RunLock
 
 RANKS = (1, 2, 4, 8, 16, 32)
 SEQ_LEN = 256
@@ -26,61 +30,53 @@ def run(name: str, words: list[str]) -> int:
         name: ``crystallize``.
         words: the rest of the command line.
     """
-    options = _parser().parse_args(words)
+    options = command_parser().parse_args(words)
     _check(options)
     try:
         _crystallize(options)
-    except KeyboardInterrupt:
-        print("\ninterrupted; the same command goes on after the last finished stage", file=sys.stderr)
-        return int(ExitCode.INTERRUPTED)
+    except SystemExit:
+        print("\nstopped; the same command goes on after the last finished stage", file=sys.stderr)
+        raise
     return int(ExitCode.DONE)
 
 
 def _crystallize(options: argparse.Namespace) -> None:
-    from app.run.atomic import storage_error, sweep_temporaries
+    from app.run.atomic import sweep_temporaries
     from app.run.lock import RunLock
+    from app.run.storage import make_folder
 
     subject = _subject(options)
     plan = _Plan(options, subject)
-    folder = Path(options.out_dir) if options.out_dir else subject.folder
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError) as error:
-        raise ConfigurationError(
-            f"--out_dir {folder}: there is a file in its place; name another folder"
-        ) from error
-    except OSError as error:
-        raise storage_error(error, folder) from error
-    with RunLock(folder, "--out_dir"):
+    folder = make_folder(options.out_dir or subject.folder, "--out_dir")
+    with RunLock(folder, "--out_dir") as lock:
         sweep_temporaries(folder)
-        _measure(options, plan, folder)
+        _measure(options, plan, folder, lock)
 
 
-def _measure(options: argparse.Namespace, plan: "_Plan", folder: Path) -> None:
-    from rich.console import Console
-
+def _measure(options: argparse.Namespace, plan: "_Plan", folder: Path, lock: "RunLock") -> None:
     from app.analysis import crystallize
     from app.analysis.crystallize_figures import draw, mode_table, spectrum_table
-    from app.run.atomic import staged, write_json
-    from app.run.stages import Stages
+    from app.commands.tables import console
+    from app.run.atomic import write_json
+    from app.run.partial_results import PartialResults
 
     subject = plan.subject
-    done = Stages(folder / "stages.json", plan.settings)
+    done = PartialResults(folder / "stages.json", plan.settings, lock.check)
     stages = crystallize.stages(plan.ranks)
     basis_file = folder / basis_name(plan.layers)
     if done.dropped:
-        print(f"note     the stages in {folder} are of other settings, weights or text; begun again")
+        say("note", f"the stages in {folder} are of other settings, weights or text; begun again")
     elif n_done := sum(name in done for name in ("basis", *(stage.name for stage in stages))):
-        print(f"resumed  {n_done} of {len(stages) + 1} stages are done")
-    print(f"model    {subject.name}, layers {', '.join(map(str, plan.layers))} of {plan.n_layers}")
-    print(
-        f"text     {options.n_blocks} blocks of {plan.seq_len} validation tokens, {options.calibration_blocks} of the "
+        say("resumed", f"{n_done} of {len(stages) + 1} stages are done")
+    say("model", f"{subject.name}, layers {', '.join(map(str, plan.layers))} of {plan.n_layers}")
+    say(
+        "text",
+        f"{options.n_blocks} blocks of {plan.seq_len} validation tokens, {options.calibration_blocks} of the "
         "training split for calibration",
-        flush=True,
     )
     n_batches = -(-options.n_blocks // options.batch_size)
-    with _Progress((len(stages) + 1) * n_batches) as progress:
-        basis = _basis(plan, done, basis_file, lambda: progress.begin("basis", n_batches))
+    with StageProgress((len(stages) + 1) * n_batches) as progress:
+        basis = _basis(plan, done, basis_file, lock, lambda: progress.begin("basis", n_batches))
         losses = {}
         for stage in stages:
             if stage.name not in done:
@@ -109,14 +105,17 @@ def _measure(options: argparse.Namespace, plan: "_Plan", folder: Path) -> None:
         "versions": _versions(),
     }
     summary = crystallize.summarise(losses, stages, basis, options.seed, about)
+    lock.check()
     write_json(folder / "crystallize.json", summary)
-    with staged(folder / "crystallize.png") as picture:
-        draw(summary, picture)
-        picture.replace(folder / "crystallize.png")
-    console = Console(width=None if sys.stdout.isatty() else 120)
-    console.print(mode_table(summary), spectrum_table(summary), sep="\n")
-    print(f"verdict  {summary['verdict']['text']}")
-    print(f"written  {folder / 'crystallize.json'}, crystallize.png and {basis_file.name}")
+    _, problem = write_picture(folder / "crystallize.png", lambda file: draw(summary, file))
+    output = console()
+    output.print("", mode_table(summary, output.width), "", spectrum_table(summary), "", sep="\n")
+    say("verdict", summary["verdict"]["text"])
+    say("written", str(folder / "crystallize.json"))
+    for file in (*([] if problem else ["crystallize.png"]), basis_file.name):
+        say("", str(folder / file))
+    if problem:
+        say("note", problem)
 
 
 def basis_name(layers: Sequence[int]) -> str:
@@ -231,7 +230,7 @@ def _subject(options: argparse.Namespace) -> "Subject":
             name, options.checkpoint, options.data, options.device, options.trust_imports
         )
     return crystallize_input.of_hugging_face(
-        name.removeprefix(crystallize_input.HUGGING_FACE),
+        typed_path(name.removeprefix(crystallize_input.HUGGING_FACE)),
         options.data,
         options.device,
         (options.calibration_blocks, options.n_blocks),
@@ -240,82 +239,52 @@ def _subject(options: argparse.Namespace) -> "Subject":
     )
 
 
-def _basis(plan: _Plan, done: Any, path: Path, begin: Callable[[], None]) -> "ResidualBasis":
+def _basis(plan: _Plan, done: Any, file: Path, lock: "RunLock", begin: Callable[[], None]) -> "ResidualBasis":
     """The basis of the residuals: the one of an earlier launch with the same settings, or made now."""
     from app.models.crystal import ResidualBasis, calibrate
-    from app.run.atomic import storage_error
+    from app.run.atomic import sync_directory
+    from app.run.storage import writing
+    from app.run.strict_json import to_json
 
     begin()
     fingerprints = {**plan.subject.fingerprints, "calibration": plan.calibration_settings}
     if "basis" in done:
         try:
-            found = ResidualBasis.load(path)
+            found = ResidualBasis.load(file)
         except ValueError:
             pass  # lost or damaged: made again
         else:
-            if found.fingerprints == json.loads(json.dumps(fingerprints)):  # as they come back from the file
+            if found.fingerprints == json.loads(to_json(fingerprints)):  # as they come back from the file
                 return found
     device = next(plan.subject.model.parameters()).device
     batches = (batch.to(device) for batch in plan.calibration.split(plan.batch_size))
     basis = calibrate(plan.subject.model, plan.layers, batches, fingerprints)
-    try:
-        basis.save(path)
-    except OSError as error:
-        raise storage_error(error, path) from error
+    lock.check()
+    with writing(file):
+        basis.save(file)
+        sync_directory(file.parent)
     done.keep("basis", basis.n_tokens)
     return basis
 
 
-class _Progress:
-    """A bar on a terminal; a line per stage elsewhere."""
-
-    def __init__(self, total: int):
-        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-        self._bar = None
-        self._began = time.monotonic()
-        if sys.stdout.isatty():
-            self._bar = Progress(
-                TextColumn("{task.description:<32}"), BarColumn(), TextColumn("{task.percentage:3.0f} %"),
-                TimeRemainingColumn(), transient=True,
-            )  # fmt: skip
-            self._task = self._bar.add_task("", total=total)
-
-    def __enter__(self) -> "_Progress":
-        if self._bar is not None:
-            self._bar.start()
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-
-    def begin(self, what: str, advance: int) -> None:
-        """Says what comes next; ``advance`` batches count as done with it."""
-        if self._bar is not None:
-            self._bar.update(self._task, description=what, advance=advance)
-        else:
-            print(f"stage    {what} ({time.monotonic() - self._began:.0f} s)", flush=True)
-
-    def tick(self) -> None:
-        """One batch is done."""
-        self.skip(1)
-
-    def skip(self, n_batches: int) -> None:
-        """So many batches are done, or were."""
-        if self._bar is not None:
-            self._bar.advance(self._task, n_batches)
-
-
-def _parser() -> argparse.ArgumentParser:
+def command_parser() -> argparse.ArgumentParser:
     parser = CommandParser(
         "crystallize",
         description="Replaces the attention of chosen layers by the value of its top key plus a low-rank residual, and "
         "says what that costs. A killed measurement goes on after its last finished stage.",
     )
     add = parser.add_argument
-    add("run", metavar="RUN", nargs="?", help="a run directory, or one of its checkpoint files")
-    add("--model", help="instead of RUN: hf:PATH_OR_ID, a GPT-2 model of transformers")
+    add(
+        "run",
+        metavar="RUN",
+        nargs="?",
+        type=typed_path,
+        help="a run directory, or one of its checkpoint files",
+    )
+    add(
+        "--model",
+        help="instead of RUN: hf:PATH_OR_ID, a model of transformers: GPT-2, Llama, Mistral, Qwen 2 or 3",
+    )
     add("--layers", type=int, nargs="+", help="attention layers, from 0 (default: the deepest quarter)")
     add("--ranks", type=int, nargs="+", help="ranks to measure (default: 1 2 4 8 16 32, to the head width)")
     add("--n_blocks", type=int, default=30, help="blocks of validation text (default 30)")
@@ -327,8 +296,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--seed", type=int, default=42, help="of the random bases and the bootstrap (default 42)")
     add("--batch_size", type=int, default=8, help="blocks read at a time (default 8)")
-    add("--data", help="a configuration whose data is used, or a text file (default: the run's own data)")
-    add("--out_dir", help="folder of the results (default: RUN/crystallize, or crystallize-NAME)")
+    add(
+        "--data",
+        type=typed_path,
+        help="a configuration whose data is used, or a text file (default: the run's own data)",
+    )
+    add(
+        "--out_dir",
+        type=typed_path,
+        help="folder of the results (default: RUN/crystallize, or crystallize-NAME)",
+    )
     add_network_options(parser)
     return parser
 

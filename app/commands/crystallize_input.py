@@ -1,9 +1,6 @@
-"""What ``app crystallize`` measures, and on which text: a run of ours, or a GPT-2 model of transformers."""
+"""What ``app crystallize`` measures, and on which text: a run of ours, or a model of transformers."""
 
-import importlib
-import os
 import re
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,10 +10,12 @@ from torch import nn
 
 from app.loading import load
 from app.models.crystal import weights_digest
+from app.models.crystal.hugging_face import FAMILIES
 from app.run.configuration import find_config, read_config
 from app.run.directory import resolve_run
 from app.run.errors import ConfigurationError
-from app.run.plan import weights_of
+from app.run.imports import imported
+from app.run.launching import weights_of
 
 HUGGING_FACE = "hf:"
 #: tokens of a split that are turned into text for another tokenizer, per token needed
@@ -75,8 +74,8 @@ def of_run(
     corpus = module.check_source()
     if corpus.tokenizer.hash != tokenizer.hash:
         raise ConfigurationError(
-            f"{data or directory.config}: this text has another tokenizer ({corpus.tokenizer.hash[:12]}) than the run "
-            f"({tokenizer.hash[:12]}); restore the text, or name one of the same symbols with --data"
+            f"{data or directory.config}: this text has another tokenizer ({corpus.tokenizer.hash}) than the run "
+            f"({tokenizer.hash}); restore the text, or name one of the same symbols with --data"
         )
     return Subject(
         network,
@@ -100,7 +99,7 @@ def of_hugging_face(
     seq_len: int,
     trust_imports: Sequence[str],
 ) -> Subject:
-    """A GPT-2 model of transformers on the text of a configuration or file, in its own tokens.
+    """A model of transformers on the text of a configuration or file, in its own tokens.
 
     Args:
         name: folder or identifier.
@@ -128,9 +127,9 @@ def of_hugging_face(
     transformers.logging.disable_progress_bar()
     try:
         family = transformers.AutoConfig.from_pretrained(name).model_type
-        if family != "gpt2":
+        if family not in FAMILIES:
             raise ConfigurationError(
-                f"--model {HUGGING_FACE}{name}: is of the family {family!r}; only GPT-2 models can be crystallised"
+                f"--model {HUGGING_FACE}{name}: is of the family {family!r}; can be crystallised: {', '.join(FAMILIES)}"
             )
         model: Any = transformers.AutoModelForCausalLM.from_pretrained(name)
     except ConfigurationError:
@@ -144,7 +143,7 @@ def of_hugging_face(
     corpus = module.check_source()
     tokenizer, splits = _tokenizer(name), [corpus.train, corpus.val]
     if tokenizer is not None:
-        seq_len = min(seq_len, int(model.config.n_positions))
+        seq_len = min(seq_len, int(model.config.max_position_embeddings))
 
         def tokens(piece: np.ndarray) -> np.ndarray:
             return np.asarray(tokenizer(corpus.tokenizer.decode(piece), verbose=False)["input_ids"])
@@ -165,7 +164,7 @@ def of_hugging_face(
         UNITS.get(corpus.tokenizer.kind, "token") if tokenizer is None else "token",
         splits[0],
         splits[1],
-        int(model.config.n_positions),
+        int(model.config.max_position_embeddings),
         None,
         Path(f"crystallize-{stem}"),
         {
@@ -221,12 +220,13 @@ def _datamodule(name: str, trust_imports: Sequence[str]) -> Any:
     section = read_config(find_config(name)).data.get("data")
     if not isinstance(section, dict) or "class_path" not in section:
         raise ConfigurationError(f"{name}: has no `data` section with a class_path; name another --data")
-    module, _, class_name = str(section["class_path"]).rpartition(".")
-    if not any(f"{module}.".startswith(f"{prefix}.") for prefix in ("datamodules", *trust_imports)):
-        raise ConfigurationError(
-            f"{name}: {section['class_path']} may not be imported; data comes from datamodules, your own needs "
-            "--trust_imports PREFIX"
-        )
-    if trust_imports and os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    return getattr(importlib.import_module(module), class_name)(**(section.get("init_args") or {}))
+    from datamodules.base import TokenDataModule
+
+    refusal = "may not be imported; data comes from datamodules, your own needs --trust_imports PREFIX"
+    class_type = imported(str(section["class_path"]), ("datamodules",), trust_imports, refusal)
+    if not (isinstance(class_type, type) and issubclass(class_type, TokenDataModule)):
+        raise ConfigurationError(f"{name}: {section['class_path']} is no data module")
+    try:
+        return class_type(**(section.get("init_args") or {}))
+    except TypeError as error:
+        raise ConfigurationError(f"{name}: {section['class_path']}: {error}") from error

@@ -2,7 +2,6 @@
 
 import argparse
 import importlib.metadata
-import json
 import platform
 import sys
 from collections.abc import Iterator
@@ -13,6 +12,9 @@ from app.commands.parsing import CommandParser
 from app.run.errors import ExitCode
 from app.run.machine import Check, Level, available_cores, machine_checks
 from app.run.manifest import PACKAGES, repository, versions
+from app.run.paths import typed_path
+from app.run.strict_json import to_json
+from app.run.terminal import wrapped
 
 OLDEST_PYTHON = (3, 11)
 #: releases that must not run at all
@@ -30,18 +32,18 @@ def run(name: str, words: list[str]) -> int:
     Returns:
         0, or 2 where a check fails.
     """
-    options = _parser().parse_args(words)
+    options = command_parser().parse_args(words)
     checks = [*package_checks(), *torch_checks(), *machine_checks(Path(options.runs), Path(options.data))]
     levels = {check.level for check in checks}
     worst: Level = "fail" if "fail" in levels else "warn" if "warn" in levels else "ok"
     if options.json:
-        print(json.dumps({"level": worst, "checks": [check._asdict() for check in checks]}, indent=2))
+        print(to_json({"level": worst, "checks": [check._asdict() for check in checks]}, indent=2))
     else:
         width = max(len(check.name) for check in checks)
         for check in checks:
-            print(f"{check.level:<5} {check.name:<{width}}  {check.found}")
+            print(wrapped(f"{check.level:<5} {check.name:<{width}}  {check.found}", width + 8))
             if check.remedy:
-                print(f"{'':<5} {'':<{width}}  -> {check.remedy}")
+                print(wrapped(f"{'':<5} {'':<{width}}  -> {check.remedy}", width + 11))
     return int(ExitCode.CONFIGURATION if worst == "fail" else ExitCode.DONE)
 
 
@@ -187,28 +189,28 @@ def _operators() -> Iterator[Check]:
 
 def _operator_error(device: str) -> float:
     """How far a small banked network is from its original form."""
-    import copy
-
     import torch
 
-    from app.models.tilelli import TilelliLM, compute_with
-    from app.ops import NAIVE
+    from app.models.tilelli import TilelliLM
+    from app.ops import use_form
 
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
         network = TilelliLM(13, 16, 1, d_head=4, n_banks=2, quantize=False)
         idx = torch.randint(0, 13, (2, 24)).to(device)
         network = network.to(device)
-        fast, reference = network(idx).logits, compute_with(copy.deepcopy(network), NAIVE)(idx).logits
+        fast = network(idx).logits
+        with use_form("naive"):
+            reference = network(idx).logits
     return float((fast - reference).norm() / reference.norm())
 
 
-def _parser() -> argparse.ArgumentParser:
+def command_parser() -> argparse.ArgumentParser:
     parser = CommandParser(
         "doctor",
         description="Says what this machine has and whether a run would work on it; ends with 2 where one would not.",
     )
     parser.add_argument("--json", action="store_true", help="one JSON object, for a bug report")
-    parser.add_argument("--runs", default="runs", help="folder of the runs (default runs)")
-    parser.add_argument("--data", default="data", help="folder of the data (default data)")
+    parser.add_argument("--runs", type=typed_path, default="runs", help="folder of the runs (default runs)")
+    parser.add_argument("--data", type=typed_path, default="data", help="folder of the data (default data)")
     return parser

@@ -1,12 +1,12 @@
 """``app fit --dry_run``: what a run would take, and nothing of it kept."""
 
 import contextlib
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from app.run import arguments, plan
+from app.run import arguments, launching, ranks
 from app.run.errors import ExitCode
+from app.run.without_packages import quick_framework
 
 if TYPE_CHECKING:
     from app.training.estimate import Cost
@@ -17,8 +17,9 @@ FLAG = "--dry_run"
 def run(words: list[str]) -> int:
     """Builds the run, makes a few of its steps in memory, and prints sizes, memory and time.
 
-    No run directory is made, no lock taken, no checkpoint read; a data set that is not there yet is prepared, because
-    nothing is known without it. With several devices, one device's share of a step is measured on one of them.
+    No run directory is made, no lock taken, no checkpoint read but that of ``--init_from``; a data set that is not
+    there yet is prepared, because nothing is known without it. With several devices, one device's share of a step is
+    measured on one of them.
 
     Args:
         words: the command line without the flag.
@@ -26,30 +27,53 @@ def run(words: list[str]) -> int:
     Returns:
         The exit code.
     """
-    if int(os.environ.get("RANK") or "0") > 0:
+    if ranks.number() > 0:
         return int(ExitCode.DONE)
     launch = arguments.read(words)
-    files = plan.files_of(launch)
+    files = launching.files_of(launch)
 
     from app.run.randomness import seed_initialisation
-    from app.training.command_line import RunCLI
-    from app.training.estimate import MAX_STEPS, CostMeter, Enough
-    from app.training.session import device_name
+
+    with quick_framework(launch.trust_imports):
+        from app.training.command_line import RunCLI
+        from app.training.estimate import device_name
 
     cli = RunCLI(launch, files)
     data = cli.build_data()
     seed_initialisation(cli.config["seed"])
     model = cli.build_model(data)
+    notes = _begin(model, launch.init_from)
     asked = cli.build_trainer([], [], [], Path.cwd(), with_watchers=False)
     data.check_placement(asked.world_size, asked.accumulate_grad_batches)
     n_devices, batch_size = asked.world_size, data.batch_size
-    for note in cli.notes():
+    for note in [*notes, *cli.notes(), *data.notes()]:
         print(f"note     {note}")
     _print_parameters(model.network)
     _print_data(data, asked.max_steps, sum(p.numel() for p in model.network.parameters()))
 
+    if n_devices > 1:
+        data.batch_size //= n_devices
+    cost, trainer = measured(cli, model, data)
+    micro_batch = data.batch_size // trainer.accumulate_grad_batches
+    _print_cost(
+        cost, model.optimizer_name, micro_batch, device_name(trainer), trainer.strategy.root_device.type
+    )
+    _print_time(cost, asked.max_steps, batch_size * data.block_size, n_devices)
+    print("dry run  nothing was written; leave out --dry_run to train")
+    return int(ExitCode.DONE)
+
+
+def measured(cli: Any, model: Any, data: Any) -> "tuple[Cost, Any]":
+    """What a few steps on one device cost, and the trainer that made them; nothing is written.
+
+    Args:
+        cli: the configuration, whose trainer section is changed for it.
+        model: is trained for these steps.
+        data: its text read.
+    """
+    from app.training.estimate import MAX_STEPS, CostMeter, Enough
+
     meter = CostMeter()
-    data.batch_size //= n_devices
     # Of the run's own settings only those are changed that would start other processes or write.
     alone = {
         "devices": 1,
@@ -63,20 +87,27 @@ def run(words: list[str]) -> int:
     trainer = cli.build_trainer([meter], [], [], Path.cwd(), with_watchers=False)
     with contextlib.suppress(Enough):
         trainer.fit(model, datamodule=data)
-    micro_batch = data.batch_size // trainer.accumulate_grad_batches
-    _print_cost(
-        meter.cost, model.optimizer_name, micro_batch, device_name(trainer), trainer.strategy.root_device.type
-    )
-    _print_time(meter.cost, asked.max_steps, batch_size * data.block_size, n_devices)
-    print("dry run  nothing was written; leave out --dry_run to train")
-    return int(ExitCode.DONE)
+    return meter.cost, trainer
+
+
+def _begin(model: Any, init_from: str | None) -> list[str]:
+    """Takes the weights that the run would begin with; all that it would be refused for is refused here."""
+    if init_from is None:
+        notes: list[str] = model.begin(None)
+        return notes
+    from app.training.first_weights import take_weights
+    from app.training.run_callbacks.retention import VerifiedCheckpointIO
+
+    path = launching.weights_of(init_from)
+    content = VerifiedCheckpointIO().load_checkpoint(path)
+    return take_weights(model, content["state_dict"], f"--init_from {path}")
 
 
 def _print_parameters(network: Any) -> None:
     from app.training.estimate import parts
 
     rows = parts(network)
-    width = max(len(row.name) for row in rows) + 2
+    width = max(len(name) for name in ("all", *(row.name for row in rows))) + 2
     kinds = max(len(row.kind) for row in rows) + 2
     print(f"model    {'part':<{width}}{'':<{kinds}}{'parameters':>14}{'trainable':>14}{'frozen':>12}")
     for row in rows:
@@ -93,16 +124,12 @@ def _print_parameters(network: Any) -> None:
 def _print_data(data: Any, max_steps: int, n_parameters: int) -> None:
     tokens = max_steps * data.tokens_per_step
     print(f"data     {data.describe()}")
+    per_epoch = data.tokens_per_epoch
     print(
         f"tokens   {max_steps:,} steps x {data.batch_size} windows x {data.block_size} = {tokens:,}: "
-        f"{tokens / n_parameters:.3g} per parameter, {tokens / _tokens_per_epoch(data):.3g} epochs"
+        f"{tokens / n_parameters:.3g} per parameter"
+        + (f", {tokens / per_epoch:.3g} epochs" if per_epoch else "")
     )
-
-
-def _tokens_per_epoch(data: Any) -> int:
-    """Training tokens that one epoch passes over."""
-    repeated: int = data.repeat_windows * data.block_size
-    return repeated or len(data.check_source().train)
 
 
 def _print_cost(cost: "Cost", optimizer: str, micro_batch: int, device: str, kind: str) -> None:
@@ -155,5 +182,6 @@ def size(n_bytes: int) -> str:
 
 def duration(seconds: float) -> str:
     """``5400`` → ``1.5 hours``; short ones in minutes as well."""
-    hours = f"{seconds / 3600:.2g} hours"
+    number = seconds / 3600
+    hours = f"{number:,.0f} hours" if number >= 99.5 else f"{number:.2g} hours"  # never 1.2e+02
     return hours if seconds >= 3600 else f"{hours} ({seconds / 60:.2g} minutes)"

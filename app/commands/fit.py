@@ -1,19 +1,26 @@
 """``app fit``: trains a network, or goes on with a run."""
 
-import os
 import time
-from contextlib import nullcontext
-from typing import TYPE_CHECKING, NoReturn
+from contextlib import nullcontext, suppress
+from functools import partial
+from typing import TYPE_CHECKING
 
-from app.commands import dry_run
-from app.run import arguments, plan
-from app.run.absent import absent
-from app.run.errors import AppError, ExitCode
+from app.commands import dry_run, fit_help
+from app.commands.picture import write_picture
+from app.run import arguments, launching, output, ranks
+from app.run.errors import AppError, ExitCode, StorageError
 from app.run.signals import StopRequests
-from app.run.status import write_status
+from app.run.status import finished_words, write_status
+from app.run.storage import disk_error
+from app.run.terminal import announce, announced
+from app.run.trust import trusted_for
+from app.run.without_packages import quick_framework
 
 if TYPE_CHECKING:
     from app.training.session import Session
+
+#: prints what files and options come to, and stops
+PRINT = "--print_config"
 
 
 def run(name: str, words: list[str]) -> int:
@@ -27,76 +34,105 @@ def run(name: str, words: list[str]) -> int:
         The exit code.
     """
     started = time.monotonic()
+    words = arguments.with_config(words)
     if dry_run.FLAG in words and not {"-h", "--help"} & {*words}:
         return dry_run.run([word for word in words if word != dry_run.FLAG])
-    launch = arguments.read(words)
+    launch = arguments.read([word for word in words if word != PRINT])
     if launch.wants_help:
-        _print_help(launch)
-    requests = StopRequests()
+        fit_help.run(launch)
+        return int(ExitCode.DONE)
+    if PRINT in words:
+        return _print_configuration(launch)
+    output.make_courtesy()
+    with StopRequests.of_this_process() as requests:
+        return _launch(launch, requests, words, started)
+
+
+def _print_configuration(launch: arguments.Launch) -> int:
+    files = launching.files_of(launch)
+
+    from app.training.command_line import RunCLI
+
+    print(RunCLI(launch, files).resolved.rstrip())
+    return int(ExitCode.DONE)
+
+
+def _launch(launch: arguments.Launch, requests: StopRequests, words: list[str], started: float) -> int:
+    launched = _plan(launch)
+    if launched.is_finished:
+        assert launched.directory is not None
+        print(finished_words(launched.directory))
+        return int(ExitCode.DONE)
+    if launched.resumes and launched.directory is not None:
+        launch.trust_imports = trusted_for(launched.directory, launch.trust_imports)
+    requests.at_leaving = lambda code, reason: launched.close()
     try:
-        launched = _plan(launch)
-        if launched.is_finished:
-            print(f"{launched.directory} is finished; nothing to do")
-            return int(ExitCode.DONE)
-        try:
-            return _train(launch, launched, requests, words, started)
-        finally:
-            launched.close()
-    finally:
-        requests.restore()
-
-
-def _print_help(launch: arguments.Launch) -> NoReturn:
-    """Prints the options, or those of one class, and ends the process."""
-    is_about_a_class = any(arguments.asks_for_class_help(word) for word in launch.overrides)
-    with nullcontext() if is_about_a_class else absent("matplotlib", "scipy", "transformers"):
-        from app.training.command_line import RunCLI
-    RunCLI(launch, [])
-    raise AssertionError("the parser ends the process once it has printed its help")
-
-
-def _plan(launch: arguments.Launch) -> plan.Plan:
-    """What this process does; under torchrun rank zero decides and tells the others."""
-    if "TORCHELASTIC_RUN_ID" not in os.environ:
-        return plan.make(launch)
-    from app.training.handover import receive, send
-
-    if int(os.environ["RANK"]) > 0:
-        return plan.handed_over(receive())
-    try:
-        launched = plan.make(launch)
-        send(launched.to_json())
-    except AppError:
-        send("")
+        return _train(launch, launched, requests, words, started)
+    except SystemExit:
+        if requests.requested is not None and launched.is_launcher:
+            when = "" if requests.deferring else " before the first step"
+            print(f"stopped by {requests.requested.name}{when}; start the same command again", flush=True)
         raise
+    finally:
+        if launched.is_launcher:
+            announced()  # what follows may be a single word
+        launched.close()
+
+
+def _plan(launch: arguments.Launch) -> launching.Plan:
+    """What this process does; under torchrun rank zero decides and tells the others."""
+    if not ranks.is_torchrun():
+        return launching.make(launch)
+    from app.training.rendezvous import receive, send
+
+    if ranks.number() > 0:
+        return launching.handed_over(receive())
+    launched = launching.make(launch)
+    send(launched.to_json())
     return launched
 
 
 def _train(
-    launch: arguments.Launch, launched: plan.Plan, requests: StopRequests, words: list[str], started: float
+    launch: arguments.Launch,
+    launched: launching.Plan,
+    requests: StopRequests,
+    words: list[str],
+    started: float,
 ) -> int:
-    from app.training.command_line import RunCLI
-    from app.training.distributed import ParentWatch
-    from app.training.session import Session
-    from app.training.stopping import StopRun
+    begins = announce if launched.is_launcher else lambda text: None
+    begins("loading PyTorch and the training framework")
+
+    with quick_framework(launch.trust_imports):
+        from app.training.command_line import RunCLI
+        from app.training.distributed import ParentWatch
+        from app.training.run_callbacks.stopping import StopRun
+        from app.training.session import Session
 
     if not launched.is_launcher:
         ParentWatch.of_this_rank().start()
     cli = RunCLI(launch, launched.files)
+    begins("reading the text")
     data = cli.build_data()
     directory = launched.open()
     session = Session(cli, data, launched, requests, words)
+    requests.at_leaving = session.abandon
     ending: tuple[str, int, str] = ("failed", int(ExitCode.UNEXPECTED), "unexpected error")
     try:
+        begins("building the network")
         session.prepare()
+        if launched.is_launcher:
+            announced()
+        if session.is_finished:
+            print(finished_words(directory))
+            return int(ExitCode.DONE)
         session.print_start(seconds=time.monotonic() - started)
         session.fit()
-        if session.is_incomplete:
+        if session.is_incomplete and not session.ended_by:
             raise StopRun(ExitCode.DONE, session.step, "a callback")
         if launched.is_launcher:
             _draw(session)
             session.print_end()
-        ending = ("finished", int(ExitCode.DONE), "")
+        ending = ("finished", int(ExitCode.DONE), session.ended_by)
         return int(ExitCode.DONE)
     except StopRun as stop:
         ending = ("stopped", int(stop.exit_code), stop.reason)
@@ -105,8 +141,17 @@ def _train(
         print(f"{stop}; go on with\n  app fit --resume {directory}", flush=True)
         return int(stop.exit_code)
     except SystemExit as leave:
-        ending = ("stopped", int(leave.code or 0), "signal before the first step")
+        ending = ("stopped", int(leave.code or 0), requests.requested.name if requests.requested else "")
         raise
+    except (StorageError, OSError) as error:
+        # An error of a disk may come from where nobody expects one, such as inside of a library.
+        found = error if isinstance(error, StorageError) else disk_error(error, directory.path)
+        if found is None:
+            ending = ("failed", int(ExitCode.UNEXPECTED), f"{type(error).__name__}: {error}"[:500])
+            raise
+        ending = ("failed", int(found.exit_code), str(found))
+        remedy = f"; go on with --resume {directory}" if session.is_recorded and directory.is_run else ""
+        raise StorageError(f"{found}{remedy}") from error
     except AppError as error:
         ending = ("failed", int(error.exit_code), str(error).splitlines()[0])
         raise
@@ -114,10 +159,12 @@ def _train(
         ending = ("failed", int(ExitCode.UNEXPECTED), f"{type(error).__name__}: {error}"[:500])
         raise
     finally:
-        # A launch that was refused leaves the word of the one before it.
-        if session.is_recorded:
+        # A launch that was refused leaves the word of the one before it, one that was displaced that of the next.
+        if session.is_recorded and launched.may_write:
             state, code, reason = ending
-            write_status(directory.status, state, session.step, code, reason)  # type: ignore[arg-type]
+            # Where even the last word does not fit, what has ended the run is still what is reported.
+            with suppress(StorageError) if state == "failed" else nullcontext():
+                write_status(directory.status, state, session.step, code, reason)  # type: ignore[arg-type]
 
 
 def _draw(session: "Session") -> None:
@@ -126,10 +173,15 @@ def _draw(session: "Session") -> None:
 
     if session.summary is None or not session.summary.figures:
         return
-    draw_learning_curve(
+    figures = session.summary.figures
+    draw = partial(
+        draw_learning_curve,
         session.directory.metrics,
-        session.directory.figures / "learning_curve.png",
-        tokens_per_step=session.data.tokens_per_step,
-        title=f"{session.launched.stem}: {session.summary.figures['parameters']:,} parameters",
-        bigram=session.summary.figures["baseline/bigram_loss"],
+        title=f"{session.launched.stem}: {figures['parameters']:,} parameters",
+        counts=figures["baseline/count_loss"],
     )
+    _, problem = write_picture(
+        session.directory.figures / "learning_curve.png", lambda file: draw(target=file)
+    )
+    if problem:
+        print(f"note     {problem}", flush=True)

@@ -7,7 +7,8 @@ import time
 from app.commands.parsing import CommandParser, add_network_options, check_device
 from app.run.directory import resolve_run
 from app.run.errors import ConfigurationError, ExitCode
-from app.run.plan import weights_of
+from app.run.launching import weights_of
+from app.run.paths import typed_path
 
 
 def run(name: str, words: list[str]) -> int:
@@ -17,32 +18,32 @@ def run(name: str, words: list[str]) -> int:
         name: ``generate``.
         words: the rest of the command line, the run first.
     """
-    options = _parser().parse_args(words)
+    options = command_parser().parse_args(words)
     _check(options)
     directory, _ = resolve_run(options.run)
     checkpoint = weights_of(options.run, options.checkpoint)
 
     import torch
 
-    from app.loading import load
-    from app.models.generation import generate, generation_window
+    from app.loading import load_described
+    from app.models.generation import generate, generation_window, seeded
     from datamodules.stream import TextStream, for_terminal
 
     check_device(options.device)
-    network, tokenizer, block_size = load(
+    (network, tokenizer, block_size), weights = load_described(
         checkpoint, device=options.device, trust_imports=options.trust_imports
     )
-    start = tokenizer.encode(options.prompt) if options.prompt else tokenizer.start()
+    start = tokenizer.encode_prompt(options.prompt)
     # Words come back with a space after each, which must stand before what follows; unknown ones are seen as such.
-    prompt = options.prompt if tokenizer.is_lossless else tokenizer.decode(start) * bool(options.prompt)
-    idx = torch.tensor([start.tolist()], dtype=torch.int64, device=options.device)
+    prompt = tokenizer.decode(start) if options.prompt else ""
+    idx = torch.from_numpy(start)[None].to(options.device)
     n_tokens, seconds = 0, 0.0
     shown = for_terminal if sys.stdout.isatty() else str
     for sample in range(options.samples):
         if options.samples > 1:
             print(f"--- sample {sample + 1}")
         print(prompt, end="", flush=True)
-        generator = torch.Generator(device=options.device).manual_seed(options.seed + sample)
+        generator = seeded(options.seed + sample, options.device)
         began = time.monotonic()
         stream = generate(
             network,
@@ -61,17 +62,17 @@ def run(name: str, words: list[str]) -> int:
         print(shown(text.end()), end="")
         seconds += time.monotonic() - began
         print(flush=True)
-    print(
-        f"{directory}, {checkpoint.name}: {n_tokens} tokens, {n_tokens / max(seconds, 1e-9):.1f} tokens/s on "
-        f"{options.device}",
-        file=sys.stderr,
-    )
+    which = f"{directory}, {checkpoint.name}" + (f", weights {weights}" if weights else "")
+    speed = f"{n_tokens / max(seconds, 1e-9):.1f} tokens/s on {options.device}"
+    print(f"{which}: {n_tokens} tokens, {speed}", file=sys.stderr)
     return int(ExitCode.DONE)
 
 
-def _parser() -> argparse.ArgumentParser:
+def command_parser() -> argparse.ArgumentParser:
     parser = CommandParser("generate", description="Continues a prompt with a run's network.")
-    parser.add_argument("run", metavar="RUN", help="a run directory, or one of its checkpoint files")
+    parser.add_argument(
+        "run", metavar="RUN", type=typed_path, help="a run directory, or one of its checkpoint files"
+    )
     parser.add_argument("--prompt", default="", help="text to continue; by default a new line")
     parser.add_argument("--tokens", type=int, default=400, help="tokens to generate (default 400)")
     parser.add_argument("--samples", type=int, default=1, help="how many texts, with seeds seed, seed + 1, …")
@@ -87,16 +88,19 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _check(options: argparse.Namespace) -> None:
-    problems = []
-    for flag, holds, rule in (
-        ("tokens", options.tokens >= 1, "must be 1 or more"),
-        ("samples", options.samples >= 1, "must be 1 or more"),
-        ("temperature", options.temperature > 0, "must be above 0; for the likeliest token use --greedy"),
-        ("top_k", options.top_k is None or options.top_k >= 1, "must be 1 or more"),
-        ("top_p", options.top_p is None or 0 < options.top_p <= 1, "must lie in (0, 1]"),
-        ("seed", options.seed >= 0, "must be 0 or more"),
-    ):
-        if not holds:
-            problems.append(f"--{flag} {getattr(options, flag)}: {rule}")
-    if problems:
-        raise ConfigurationError(problems)
+    """Refuses every option that is out of its range, all at once.
+
+    Raises:
+        ConfigurationError: naming them.
+    """
+    from app.models.generation import END_OF_SEEDS, out_of_range
+
+    given = vars(options)
+    found = out_of_range(**{name: given[name] for name in ("temperature", "top_k", "top_p", "seed")})
+    found |= {name: "must be 1 or more" for name in ("tokens", "samples") if given[name] < 1}
+    if options.temperature <= 0:
+        found["temperature"] = "must be above 0; for the likeliest token use --greedy"
+    if "seed" not in found and options.seed + options.samples > END_OF_SEEDS:
+        found["seed"] = f"with --samples {options.samples} the last text's seed is not below 2^64"
+    if found:
+        raise ConfigurationError([f"--{name} {given[name]}: {rule}" for name, rule in found.items()])

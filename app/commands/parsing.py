@@ -3,6 +3,7 @@
 import argparse
 from typing import Any, NoReturn
 
+from app.run.configuration import nearest
 from app.run.errors import ConfigurationError
 
 
@@ -19,7 +20,12 @@ class CommandParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raises :class:`~app.run.errors.ConfigurationError` in place of ending the process."""
-        raise ConfigurationError(f"{self.prog}: {message}; see {self.prog} --help")
+        raise ConfigurationError(f"{self.prog}: {message}; {self._meant(message)}see {self.prog} --help")
+
+    def _meant(self, message: str) -> str:
+        unknown = message.partition("unrecognized arguments: --")[2].partition(" ")[0].partition("=")[0]
+        meant = nearest(unknown, [name.removeprefix("--") for name in self._option_string_actions])
+        return f"did you mean --{meant}? " if unknown and meant else ""
 
 
 def add_network_options(parser: argparse.ArgumentParser) -> None:

@@ -5,13 +5,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from app import __version__
-from app.commands.compare import find_runs, read_json, read_run, what_compares
+from app.commands.compare import find_runs, read_json, read_run, reason, what_compares
 from app.commands.page_file import page_file
 from app.commands.parsing import CommandParser
-from app.run.atomic import storage_error, write_text
+from app.run import bounded
+from app.run.atomic import write_text
 from app.run.directory import RunDirectory
 from app.run.errors import ConfigurationError, ExitCode
+from app.run.paths import typed_path
 from app.run.status import read_status
+from app.run.storage import make_folder
 
 if TYPE_CHECKING:
     from app.analysis.report import Material
@@ -27,7 +30,7 @@ def run(name: str, words: list[str]) -> int:
         name: ``report``.
         words: the rest of the command line: runs, and ``--output``.
     """
-    options = _parser().parse_args(words)
+    options = command_parser().parse_args(words)
     directories, notes = find_runs(options.runs)
     target = _target(options.output, directories)
 
@@ -43,14 +46,11 @@ def run(name: str, words: list[str]) -> int:
         raise ConfigurationError([*notes, "app report: none of these runs can be read"])
     comparison = compare([material.run for material in materials.values()])
     notes += what_compares(comparison)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise storage_error(error, target) from error
+    make_folder(target.parent, "--output")
     write_text(target, report(comparison, materials, notes, __version__))
     for note in notes:
         print(f"note     {note}")
-    print(f"report   {target} ({target.stat().st_size / 1e6:.1f} MB); open it in a browser")
+    print(f"report   {target} ({target.stat().st_size / 1e6:.2f} MB); open it in a browser")
     return int(ExitCode.DONE)
 
 
@@ -66,13 +66,17 @@ def _read(directory: RunDirectory, notes: list[str]) -> "Material | None":
     for file in ("samples", "health"):
         path = directory.path / f"{file}.jsonl"
         try:
+            bounded.require_size(path, bounded.MAX_TABLE_BYTES)
             lines, n_damaged = read_lines(path)
-        except OSError as error:
-            notes.append(f"{path}: cannot be read ({error.strerror})")
+        except FileNotFoundError:
+            continue  # not every run has them
+        except (OSError, ValueError) as error:
+            notes.append(f"{path}: cannot be read ({reason(error)})")
             continue
         setattr(material, file, lines)
         if n_damaged:
             notes.append(f"{path}: {n_damaged} damaged line(s) left out")
+    material.ablation = read_json(directory.path / "ablate" / "ablate.json", notes)
     material.figures = _figures(directory, notes)
     return material
 
@@ -88,9 +92,9 @@ def _figures(directory: RunDirectory, notes: list[str]) -> dict[str, bytes]:
         if path.name == REDRAWN:
             continue
         try:
-            content = path.read_bytes()
-        except OSError as error:
-            notes.append(f"{path}: cannot be read ({error.strerror})")
+            content = bounded.read_bytes(path)
+        except (OSError, ValueError) as error:
+            notes.append(f"{path}: cannot be read ({reason(error)})")
             continue
         if content.startswith(b"\x89PNG\r\n\x1a\n"):
             found[path.stem] = content
@@ -106,15 +110,18 @@ def _target(output: str | None, directories: list[RunDirectory]) -> Path:
     return page_file(output, "report.html")
 
 
-def _parser() -> argparse.ArgumentParser:
+def command_parser() -> argparse.ArgumentParser:
     parser = CommandParser(
         "report",
         description="Writes one HTML page about runs, which needs no network: results, curves, figures, text samples, "
         "health, configuration and environment. Runs that are equal up to the seed are one group.",
     )
-    parser.add_argument("runs", metavar="RUN", nargs="+", help="run directories, or folders of runs")
+    parser.add_argument(
+        "runs", metavar="RUN", nargs="+", type=typed_path, help="run directories, or folders of runs"
+    )
     parser.add_argument(
         "--output",
+        type=typed_path,
         help="an .html file, or a folder for report.html (default report.html in the run; of several runs, here)",
     )
     return parser

@@ -1,16 +1,18 @@
 """``app validate`` and ``app test``: the exact loss of a run on a whole split."""
 
-from typing import Any
-
 from app.run import arguments
 from app.run.configuration import read_config
 from app.run.directory import resolve_run
 from app.run.errors import ConfigurationError, ExitCode
-from app.run.plan import weights_of
+from app.run.launching import weights_of
+from app.run.paths import typed_path
+from app.run.trust import trusted_for
+from app.run.without_packages import quick_framework
 
 USAGE = """usage: app {name} RUN [--checkpoint best|last] [options as for fit]
 
-Evaluates a run on its whole {split} split: every token once, whatever the number of processes.
+Evaluates a run on its whole {split} split: every token once, whatever the number of processes. Beside the loss stands
+what counting alone reaches there, which takes up to 10 s where it has not been counted yet.
 
   RUN                   a run directory, or one of its checkpoint files
   --checkpoint          best (by validation loss, the default) or last
@@ -29,9 +31,10 @@ def run(name: str, words: list[str]) -> int:
         return int(ExitCode.DONE if words else ExitCode.CONFIGURATION)
     if words[0].startswith("-"):
         raise ConfigurationError(f"app {name}: the run comes first: app {name} RUN [options]")
-    directory, _ = resolve_run(words[0])
+    named = typed_path(words[0])
+    directory, _ = resolve_run(named)
     which, rest = _which(words[1:])
-    checkpoint = weights_of(words[0], which)
+    checkpoint = weights_of(named, which)
     launch = arguments.read(rest)
     files = [read_config(directory.config)]
     if launch.resume or launch.init_from or launch.run_dir:
@@ -43,14 +46,18 @@ def run(name: str, words: list[str]) -> int:
             f"--config: app {name} uses the configuration of the run; set single options instead"
         )
 
-    from app.training.command_line import RunCLI
-    from app.training.evaluation import evaluate
+    launch.trust_imports = trusted_for(directory, launch.trust_imports)
+    with quick_framework(launch.trust_imports):
+        from app.training.command_line import RunCLI
+        from app.training.evaluation import evaluate
 
-    figures: dict[str, Any] = evaluate(RunCLI(launch, files), checkpoint, name)
-    if figures:
+    evaluated = evaluate(RunCLI(launch, files, trains=False), checkpoint, name)
+    if evaluated.figures:
         print(f"run      {directory}, {checkpoint.name}")
-        for key, value in figures.items():
-            print(f"{key:<20} {value:,.0f}" if key.endswith("/tokens") else f"{key:<20} {value:.9f}")
+        for key, value in evaluated.figures.items():
+            shown = f"{value:,.0f}" if key.endswith("/tokens") else f"{value:.9f}"
+            print(f"{key:<20} {shown}", flush=True)
+        evaluated.print_counts("val" if name == "validate" else "test")
     return int(ExitCode.DONE)
 
 

@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from app.models.activations import is_asked_for, with_weights
+
 
 class SoftmaxAttention(nn.Module):
     """``softmax(q kᵀ / √d) v`` over positions ≤ t, without weights of its own.
@@ -29,10 +31,12 @@ class SoftmaxAttention(nn.Module):
         """
         T, S = q.shape[-2], k.shape[-2]
         if T == S:
-            return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
-        return F.scaled_dot_product_attention(
-            q, k, v, attn_mask=causal_mask(T, S, q.device), dropout_p=dropout
-        )
+            mixed = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
+        else:
+            mixed = F.scaled_dot_product_attention(
+                q, k, v, attn_mask=causal_mask(T, S, q.device), dropout_p=dropout
+            )
+        return with_weights(self, mixed, q, k, v, dropout) if is_asked_for(self, "weights") else mixed
 
 
 def causal_mask(T: int, S: int, device: torch.device) -> Tensor | None:
@@ -40,6 +44,19 @@ def causal_mask(T: int, S: int, device: torch.device) -> Tensor | None:
     if T == 1:
         return None
     return torch.ones(T, S, dtype=torch.bool, device=device).tril(S - T)
+
+
+def key_value_bytes(n_layers: int, embedding: nn.Embedding, n_tokens: int, max_context: int) -> int:
+    """Bytes of the keys and values that attention keeps of a text.
+
+    Args:
+        n_layers: layers of attention.
+        embedding: of the tokens, whose width D and format keys and values of all heads have together.
+        n_tokens: of the text.
+        max_context: most of them that are kept.
+    """
+    numbers = 2 * n_layers * embedding.embedding_dim * min(n_tokens, max_context)
+    return numbers * embedding.weight.element_size()
 
 
 class KeyValueCache:

@@ -10,6 +10,40 @@ from app.models.language_model import LanguageModel
 
 #: below it a temperature in fp32 is 0; here already the likeliest token alone is left, and its equals
 SMALLEST_TEMPERATURE = 1e-30
+END_OF_SEEDS = 1 << 64  # a generator's state begins with 64 bits
+
+
+def out_of_range(
+    *,
+    max_new_tokens: int = 1,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    seed: int = 0,
+) -> dict[str, str]:
+    """The rule that an option breaks, by its name; empty where :func:`generate` and :func:`seeded` can use them all."""
+    rules = {
+        "max_new_tokens": (max_new_tokens >= 0, "must be at least 0"),
+        "temperature": (
+            0 <= temperature < float("inf"),
+            "must be finite and at least 0 (0 takes the likeliest token)",
+        ),
+        "top_k": (top_k is None or top_k >= 1, "must be at least 1; without it every token may come"),
+        "top_p": (top_p is None or 0 < top_p <= 1, "must lie in (0, 1]; without it every token may come"),
+        "seed": (0 <= seed < END_OF_SEEDS, "must be at least 0 and below 2^64"),
+    }
+    return {name: rule for name, (holds, rule) in rules.items() if not holds}
+
+
+def seeded(seed: int, device: str | torch.device) -> torch.Generator:
+    """A source of randomness of its own for :func:`generate`.
+
+    Raises:
+        ValueError: the seed is out of range.
+    """
+    for name, rule in out_of_range(seed=seed).items():
+        raise ValueError(f"{name} = {seed}: {rule}")
+    return torch.Generator(device=device).manual_seed(seed)
 
 
 def generation_window(network: LanguageModel, block_size: int) -> int | None:
@@ -45,8 +79,8 @@ def generate(
         network: any language model.
         idx: ``(B, T0)`` int64 prompt, T0 ≥ 1.
         max_new_tokens: number of steps, ≥ 0.
-        temperature: divides the logits; 0 takes the most likely token.
-        top_k: sample among exactly this many most likely tokens (all of them if there are fewer).
+        temperature: divides the logits, finite and ≥ 0; 0 takes the most likely token.
+        top_k: sample among exactly this many most likely tokens (all of them if there are fewer), ≥ 1.
         top_p: sample among the most likely tokens whose probabilities first reach this sum, in (0, 1];
             applied after ``top_k``.
         generator: source of randomness, on the device of ``idx``; the same state gives the same text.
@@ -62,16 +96,13 @@ def generate(
     problems = []
     if idx.dim() != 2 or idx.shape[1] < 1:
         problems.append(f"idx has shape {tuple(idx.shape)}: give (B, T0) with at least one token in each row")
-    if max_new_tokens < 0:
-        problems.append(f"max_new_tokens = {max_new_tokens}: must be at least 0")
-    if not 0 <= temperature < float("inf"):
-        problems.append(
-            f"temperature = {temperature}: must be finite and at least 0 (0 takes the likeliest token)"
-        )
-    if top_k is not None and top_k < 1:
-        problems.append(f"top_k = {top_k}: must be at least 1, or None to keep every token")
-    if top_p is not None and not 0 < top_p <= 1:
-        problems.append(f"top_p = {top_p}: must lie in (0, 1], or be None to keep every token")
+    options: dict[str, Any] = {
+        "max_new_tokens": max_new_tokens,
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+    }
+    problems += [f"{name} = {options[name]}: {rule}" for name, rule in out_of_range(**options).items()]
     if limit is not None and limit < 1:
         problems.append(f"block_size = {limit}: must be at least 1")
     if limit is not None and network.max_context is not None and limit > network.max_context:
@@ -128,9 +159,11 @@ def _candidates(logits: Tensor, top_k: int | None, top_p: float | None) -> tuple
     # A stable sort: among equal logits the lower token number comes first, on every device.
     logits, token = logits.sort(dim=-1, descending=True, stable=True)
     if top_k is not None:
-        logits, token = logits[:, :top_k], token[:, :top_k]
+        n_kept = min(top_k, token.shape[-1])
+        logits, token = logits[:, :n_kept], token[:, :n_kept]
     probabilities = logits.softmax(-1)
     if top_p is not None:
-        before = probabilities.cumsum(-1) - probabilities  # 0 for the first: one is always kept
-        probabilities = probabilities.masked_fill(before >= top_p, 0.0)
+        is_beyond = probabilities.cumsum(-1) - probabilities >= top_p
+        is_beyond[:, 0] = False  # also where top_p is so small that it counts as 0
+        probabilities = probabilities.masked_fill(is_beyond, 0.0)
     return probabilities, token

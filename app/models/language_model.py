@@ -1,15 +1,15 @@
 """What every language model offers to training, watching and generation."""
 
-import functools
-import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from app import options
+from app.models.activations import Intervention, observed, shapes_of
 from app.models.local_linear import local_linears
 from app.models.rules import following
 from app.records import LanguageModelOutput, Measure, TernaryWeight, TokenMeasure
@@ -24,29 +24,98 @@ class LanguageModel(nn.Module):
 
     Attributes:
         max_context: longest T that ``forward`` takes; None where any length will do.
+        former_names: names that options had in earlier versions, to those that they have now.
         can_step: whether :meth:`prefill` and :meth:`step` are there, for generation at a constant cost per token.
+        can_capture_after_step: whether :meth:`after_optimizer_step` does the same whatever the step's number is and
+            reads nothing but tensors, so that a captured step may hold it; else it is called behind every replay.
     """
 
     max_context: int | None = None
     can_step: bool = False
+    can_capture_after_step: bool = False
+    former_names: ClassVar[Mapping[str, str]] = {}
     _init_args: dict[str, Any]
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Makes a subclass remember the arguments that it was built with, defaults included."""
+    def __init_subclass__(cls, options_of: type | None = None, **kwargs: Any) -> None:
+        """Makes a subclass check its arguments and remember them, defaults included.
+
+        Args:
+            options_of: class whose options ``**others`` of the constructor stands for, and whose rules it keeps unless
+                it has its own; its base class by default.
+            kwargs: for other bases.
+        """
         super().__init_subclass__(**kwargs)
+        for rule in ("conflicts", "without_effect"):
+            if options_of is not None and rule not in vars(cls) and hasattr(options_of, rule):
+                setattr(cls, rule, getattr(options_of, rule))
+        if "after_optimizer_step" in vars(cls):
+            # What a base class says of its own is not said of this one.
+            cls.can_capture_after_step = vars(cls).get("can_capture_after_step", False)
+        if "__init__" not in vars(cls):
+            return
         initialise = cls.__init__
-        signature = inspect.signature(initialise)
+        if options.has_others(initialise):
+            initialise = options.taking(initialise, options_of or cls.__mro__[1])
+        # The outermost constructor ends last, so that what stays is what the user's class was given.
+        cls.__init__ = options.checked(initialise, _remember)  # type: ignore[method-assign]
 
-        @functools.wraps(initialise)
-        def remembering(self: "LanguageModel", *args: Any, **kwargs: Any) -> None:
-            bound = signature.bind(self, *args, **kwargs)
-            bound.apply_defaults()
-            arguments = {name: value for name, value in bound.arguments.items() if name != "self"}
-            initialise(self, *args, **kwargs)
-            # The outermost constructor ends last, so that what stays is what the user's class was given.
-            self._init_args = arguments
+    def __call__(
+        self,
+        *args: Any,
+        capture: Sequence[str] | None = None,
+        intervene: Mapping[str, Intervention] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Runs :meth:`forward`; what is asked of its activations is between the two.
 
-        cls.__init__ = remembering  # type: ignore[assignment, method-assign]
+        Args:
+            args: of :meth:`forward`.
+            capture: names of activations that come back in ``output.captured``, see :meth:`activations`; with their
+                graph, where there is one.
+            intervene: by name, what replaces an activation: a function from the tensor to one of its shape and type.
+            kwargs: of :meth:`forward`.
+
+        Raises:
+            ValueError: no such activation, with the nearest ones; or an intervention changed shape, type or device.
+        """
+        if capture is None and intervene is None:
+            return super().__call__(*args, **kwargs)
+        output, captured = observed(
+            self, lambda: nn.Module.__call__(self, *args, **kwargs), capture or (), intervene
+        )
+        return output._replace(captured=captured)
+
+    def activations(self) -> dict[str, tuple[int | str, ...]]:
+        """Names and shapes of what can be captured and replaced, in the order of a forward pass in evaluation.
+
+        Of a shape, ``"B"`` is the number of rows and ``"T"`` that of tokens; another size that depends on them is
+        ``"?"``.
+        """
+        # Two passes whose sizes no share of a row would have by chance.
+        n_rows, longest = (3, 7), min(self.max_context or 17, 17)
+        n_tokens = max(1, longest - 4), longest
+        found = []
+        for B, T in zip(n_rows, n_tokens, strict=True):
+            idx = torch.zeros(B, T, dtype=torch.int64, device=next(self.parameters()).device)
+            found.append(shapes_of(self, lambda idx=idx: self._evaluated(idx)))  # type: ignore[misc]
+        names = {n_rows: "B", n_tokens: "T"}
+        return {
+            name: tuple(
+                a if a == b else names.get((a, b), "?") for a, b in zip(shape, found[1][name], strict=True)
+            )
+            for name, shape in found[0].items()
+        }
+
+    @torch.no_grad()
+    def _evaluated(self, idx: Tensor) -> None:
+        """A forward pass that leaves no trace."""
+        modes = [(module, module.training) for module in self.modules()]
+        self.eval()
+        try:
+            self(idx)
+        finally:
+            for module, training in modes:
+                module.training = training
 
     def description(self) -> dict[str, Any]:
         """``{"class_path", "init_args"}``, plain values from which the same network is built again."""
@@ -54,6 +123,11 @@ class LanguageModel(nn.Module):
             "class_path": f"{type(self).__module__}.{type(self).__qualname__}",
             "init_args": dict(self._init_args),
         }
+
+    @classmethod
+    def with_defaults(cls, init_args: Mapping[str, Any]) -> dict[str, Any]:
+        """Arguments of a :meth:`description` of any version: by today's names, and with the options that came later."""
+        return options.defaults(cls) | {cls.former_names.get(name, name): x for name, x in init_args.items()}
 
     def forward(self, idx: Tensor, targets: Tensor | None = None) -> LanguageModelOutput:
         """Predict the token after each position.
@@ -172,18 +246,20 @@ class LanguageModel(nn.Module):
 
         Returns:
             A dict that forward passes fill: ``(B, T, D)`` of each module in ``self.blocks``, by its name, in order
-            of depth; empty for a network without any. With their graph, where there is one.
+            of depth; empty for a network without any. With their graph, where there is one. Of a block that is called
+            again in the same pass, what it gave first.
         """
         kept: dict[str, Tensor] = {}
 
         def keeper(name: str) -> Callable[..., None]:
             def keep(block: nn.Module, inputs: Any, output: Any) -> None:
-                kept[name] = output[0] if isinstance(output, tuple) else output
+                kept.setdefault(name, output[0] if isinstance(output, tuple) else output)
 
             return keep
 
         blocks = getattr(self, "blocks", [])
         handles = [block.register_forward_hook(keeper(f"blocks.{i}")) for i, block in enumerate(blocks)]
+        handles.append(self.register_forward_pre_hook(lambda network, inputs: kept.clear()))
         try:
             yield kept
         finally:
@@ -213,6 +289,17 @@ class LanguageModel(nn.Module):
         """
         raise NotImplementedError
 
+    def state_size(self, n_tokens: int) -> int:
+        """Bytes that one sequence keeps of its first tokens in order to go on, in the format of the weights.
+
+        Neither weights count nor room for tokens to come. A network that cannot step keeps the tokens themselves, 8
+        bytes each, and reads them again; one that can says what it keeps in their place.
+
+        Args:
+            n_tokens: T, at least 1; of a text longer than ``max_context`` so many are kept.
+        """
+        return 8 * (n_tokens if self.max_context is None else min(n_tokens, self.max_context))
+
     def measures(self, output: LanguageModelOutput) -> Mapping[str, Measure]:
         """What this network reports about itself; nothing unless overridden."""
         return {}
@@ -231,7 +318,7 @@ class LanguageModel(nn.Module):
 
 
 def next_token_loss(logits: Tensor, targets: Tensor | None) -> Tensor | None:
-    """Mean cross-entropy in nats over the targets that are not −100, in fp32; None without targets.
+    """Mean cross-entropy in nats over the targets that are not −100, in fp32; 0 where none is, None without targets.
 
     Args:
         logits: ``(B, T, V)``.
@@ -240,4 +327,11 @@ def next_token_loss(logits: Tensor, targets: Tensor | None) -> Tensor | None:
     if targets is None:
         return None
     dtype = torch.promote_types(logits.dtype, torch.float32)
-    return F.cross_entropy(logits.flatten(0, 1).to(dtype), targets.flatten(), ignore_index=IGNORED_TARGET)
+    total = F.cross_entropy(
+        logits.flatten(0, 1).to(dtype), targets.flatten(), ignore_index=IGNORED_TARGET, reduction="sum"
+    )
+    return total / (targets != IGNORED_TARGET).sum().clamp(min=1)
+
+
+def _remember(network: LanguageModel, arguments: dict[str, Any]) -> None:
+    network._init_args = arguments

@@ -6,8 +6,9 @@ feedback alignment, the error that it learns from itself:
 - ``bp``: back-propagation.
 - ``fa``: feedback alignment, ``∂L/∂x := g B`` with B fixed (Lillicrap et al. 2016).
 - ``sign_sym``: sign-symmetry, ``∂L/∂x := g (s · sign(W))`` (Liao, Leibo & Poggio 2016).
-- ``dfa``: direct feedback alignment, ``∂L/∂W := (e R)ᵀ x`` with e the gradient of the logits and R fixed
-  (Nøkland 2016; in transformers Launay et al. 2020, arXiv 2006.12878).
+- ``dfa``: direct feedback alignment, ``∂L/∂W := (e R ⊙ f′)ᵀ x`` with e the gradient of the logits and R fixed
+  (Nøkland 2016; in transformers Launay et al. 2020, arXiv 2006.12878). Both papers have f′, the derivative of what
+  follows the layer; here it is 1, unless the network names it by :meth:`LocalLinear.multiply_error`.
 
 Shape suffixes: N tokens, V logits.
 """
@@ -32,7 +33,7 @@ class LocalLinear(nn.Linear, FollowsRule):
     """A linear layer whose error is carried backwards by ``method``.
 
     Gradients of weight and bias are exact for the error g that arrives, except with ``dfa``, where they come from
-    the gradient e of the logits of the same token: ``(e R)ᵀ x`` and ``Σ e R``. That needs an
+    the gradient e of the logits of the same token: ``(e R ⊙ f′)ᵀ x`` and ``Σ e R ⊙ f′``. That needs an
     :class:`OutputError`, see :func:`learn_locally`; it is delivered inside the backward pass, so that
     accumulation, clipping, mixed precision and data parallelism see ordinary gradients.
 
@@ -159,6 +160,17 @@ class LocalLinear(nn.Linear, FollowsRule):
         y = F.linear(x.detach(), self.weight.detach(), bias)
         return send_down(y, x, None) if x.requires_grad else y
 
+    def multiply_error(self, factor: Tensor) -> None:
+        """Names f′ of what this layer has just read in a forward pass: its error ``e R`` is multiplied by it.
+
+        Without ``dfa``, and where nothing is learned, it has no effect.
+
+        Args:
+            factor: ``(…, out)``, the derivative of what follows the layer, unit by unit.
+        """
+        if self.rule == "dfa" and self.output_error is not None:
+            self.output_error.multiply(self, factor.detach())
+
     def extra_repr(self) -> str:
         """The method beside the sizes."""
         return f"{super().extra_repr()}, method={self.method}"
@@ -211,7 +223,8 @@ class OutputError:
     """
 
     def __init__(self) -> None:
-        self._expected: list[tuple[LocalLinear, Tensor]] | None = None  # no pass is under way
+        # Layer, input, and what its error is multiplied by; None: no pass is under way.
+        self._expected: list[tuple[LocalLinear, Tensor, Tensor | None]] | None = None
 
     def connect(self, network: nn.Module, head: nn.Module) -> None:
         """Takes part in the forward passes of ``network``, whose logits are the output of ``head``."""
@@ -224,7 +237,16 @@ class OutputError:
     def expect(self, layer: LocalLinear, x: Tensor) -> None:
         """A layer has read ``x`` ``(…, in)``; kept where a pass is under way."""
         if self._expected is not None:
-            self._expected.append((layer, x))
+            self._expected.append((layer, x, None))
+
+    def multiply(self, layer: LocalLinear, factor: Tensor) -> None:
+        """The error of what ``layer`` has read last counts ``factor (…, out)`` times."""
+        for at in reversed(range(len(self._expected or ()))):
+            assert self._expected is not None
+            expected, x, before = self._expected[at]
+            if expected is layer:
+                self._expected[at] = (layer, x, factor if before is None else before * factor)
+                return
 
     def _begin(self, network: nn.Module, inputs: Any) -> None:
         self._expected = []  # of a pass that ended before its logits
@@ -233,23 +255,27 @@ class OutputError:
         expected, self._expected = self._expected, None
         if not expected:
             return logits
-        for layer, x in expected:
+        for layer, x, _ in expected:
             if x.shape[:-1] != logits.shape[:-1]:
                 raise RuntimeError(
                     f"layer {layer.layer_name!r} learns by dfa from an input {tuple(x.shape)}, which is not ordered "
                     f"as the logits {tuple(logits.shape)}: which error belongs to which of its rows is unknown"
                 )
-        tensors = [part for layer, x in expected for part in (x, layer.feedback, layer.weight, layer.bias)]
+        tensors = [
+            part
+            for layer, x, factor in expected
+            for part in (x, layer.feedback, factor, layer.weight, layer.bias)
+        ]
         delivered: Tensor = _DirectFeedback.apply(logits, *tensors)
         return delivered
 
 
 class _DirectFeedback(torch.autograd.Function):
-    """The logits, unchanged; backward also gives ``(e R)ᵀ x`` to each weight and ``Σ e R`` to each bias."""
+    """The logits, unchanged; backward also gives ``(e R ⊙ f′)ᵀ x`` to each weight and ``Σ e R ⊙ f′`` to each bias."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, *layers: Tensor | None) -> Tensor:
-        ctx.save_for_backward(*(part for at in range(0, len(layers), 4) for part in layers[at : at + 2]))
+        ctx.save_for_backward(*(part for at in range(0, len(layers), 5) for part in layers[at : at + 3]))
         return logits.view_as(logits)
 
     @staticmethod
@@ -258,10 +284,17 @@ class _DirectFeedback(torch.autograd.Function):
         (e,) = gradients
         e_NV = e.flatten(0, -2)
         found: list[Tensor | None] = [e]
-        for at in range(0, len(ctx.saved_tensors), 2):
-            x, matrix = ctx.saved_tensors[at : at + 2]
-            has_weight, has_bias = ctx.needs_input_grad[2 * at + 3], ctx.needs_input_grad[2 * at + 4]
-            found += [None, None, None, None]
+        for number in range(len(ctx.saved_tensors) // 3):
+            x, matrix, factor = ctx.saved_tensors[3 * number : 3 * number + 3]
+            has_weight, has_bias = ctx.needs_input_grad[5 * number + 4 : 5 * number + 6]
+            found += [None, None, None, None, None]
+            if factor is not None:
+                error = (e_NV @ matrix.to(e_NV.dtype)) * factor.flatten(0, -2).to(e_NV.dtype)
+                if has_weight:
+                    found[-2] = (error.T @ x.flatten(0, -2).to(error.dtype)).to(matrix.dtype)
+                if has_bias:
+                    found[-1] = error.sum(0).to(matrix.dtype)
+                continue
             if has_weight:
                 found[-2] = _direct_gradient(e_NV, x.flatten(0, -2), matrix)
             if has_bias:
@@ -316,7 +349,8 @@ def learn_locally(
 
     Args:
         network: of any architecture; with ``dfa``, the input of each of its linear layers must be ordered as the
-            logits, see :class:`OutputError`.
+            logits, see :class:`OutputError`, and the error of each is ``e R`` alone, without the derivative of what
+            follows it.
         method: ``fa``, ``dfa`` or ``sign_sym``.
         head: name of the linear layer whose output are the logits; with ``dfa`` it stays an ordinary one.
         propagate: see :class:`LocalLinear`, as for the following.

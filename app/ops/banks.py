@@ -145,7 +145,7 @@ def _blocks(groups: BankOrder) -> tuple[Tensor, Tensor]:
     shift = (block_ends - blocks) * ROWS_PER_BLOCK - starts
     n_tokens = groups.order.shape[0]
     row = torch.arange(n_tokens, device=shift.device) + shift.index_select(0, groups.bank)
-    # Room for every spread of the tokens: whole blocks, and one that is partly filled for each bank.
+    # CapacityBuffer for every spread of the tokens: whole blocks, and one that is partly filled for each bank.
     n_blocks = n_tokens // ROWS_PER_BLOCK + n_banks
     block_bank = torch.searchsorted(block_ends, torch.arange(n_blocks, device=shift.device), right=True)
     return row, block_bank.clamp_(max=n_banks - 1)

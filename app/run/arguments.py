@@ -3,9 +3,12 @@
 from dataclasses import dataclass, field
 
 from app.run.errors import ConfigurationError
+from app.run.paths import typed_path
 
 #: flags of ours that take a value and are decided before the framework's parser exists
-LAUNCH_FLAGS = ("config", "run_dir", "resume", "init_from", "trust_imports")
+LAUNCH_FLAGS = ("config", "run_dir", "resume", "init_from", "trust_imports", "resume_inexact")
+#: those of them that name a file or folder
+PATH_FLAGS = ("config", "run_dir", "resume", "init_from")
 
 
 @dataclass
@@ -19,6 +22,7 @@ class Launch:
         init_from: run directory or checkpoint file to take weights from.
         trust_imports: import prefixes of the user's own.
         accept_data_change: whether a run may go on with another text than it began with.
+        resume_inexact: whether a run may go on where its data cannot: at the beginning of the epoch again.
         wants_help: whether ``--help`` stands anywhere.
         overrides: everything else, in order.
     """
@@ -29,6 +33,7 @@ class Launch:
     init_from: str | None = None
     trust_imports: list[str] = field(default_factory=list)
     accept_data_change: bool = False
+    resume_inexact: bool | None = None
     wants_help: bool = False
     overrides: list[str] = field(default_factory=list)
 
@@ -43,6 +48,12 @@ class Launch:
         return found
 
 
+def with_config(words: list[str]) -> list[str]:
+    """A command line that may begin with configurations: ``gpt_char`` in place of ``--config gpt_char``."""
+    n_named = next((n for n, word in enumerate(words) if word.startswith("-")), len(words))
+    return [*(part for name in words[:n_named] for part in ("--config", name)), *words[n_named:]]
+
+
 def read(words: list[str]) -> Launch:
     """Takes a command line apart.
 
@@ -50,7 +61,7 @@ def read(words: list[str]) -> Launch:
         words: the words after the command's name.
 
     Raises:
-        ConfigurationError: a flag of ours without its value, or given twice.
+        ConfigurationError: a flag of ours without its value, given twice, or with what is no path.
     """
     launch = Launch()
     rest = iter(words)
@@ -75,6 +86,10 @@ def read(words: list[str]) -> Launch:
             value = next(rest, "")
         if not value or value.startswith("--"):
             raise ConfigurationError(f"--{flag}: a value is missing; write --{flag} VALUE")
+        if flag in PATH_FLAGS:
+            value = typed_path(value, f"--{flag}")
+        if flag == "resume_inexact" and value not in ("true", "false"):
+            raise ConfigurationError(f"--resume_inexact: {value!r} is neither true nor false")
         if flag == "config":
             launch.configs.append(value)
         elif flag == "trust_imports":
@@ -84,7 +99,7 @@ def read(words: list[str]) -> Launch:
                 f"--{flag}: given twice, as {getattr(launch, flag)!r} and {value!r}; keep one"
             )
         else:
-            setattr(launch, flag, value)
+            setattr(launch, flag, value == "true" if flag == "resume_inexact" else value)
     return launch
 
 

@@ -3,26 +3,31 @@
 A checkpoint ``resume-000120.ckpt`` has a sidecar ``resume-000120.ckpt.sha256`` in the format of
 ``sha256sum -c``. Order of a write: the file is staged beside its target, hashed while it is written, and
 synced; the sidecar is made durable; the file is renamed; the directory is synced. A file that has a matching
-sidecar is therefore whole. Inside are tensors and plain values only, and nothing else is ever unpickled.
+sidecar is therefore whole. Inside are tensors and plain values only, and nothing else is ever read.
 """
 
 import contextlib
+import errno
 import hashlib
 import io
 import os
 import re
-import stat
 import threading
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from app.run.atomic import is_temporary, staged, storage_error, sync_directory, write_text
-from app.run.content import foreign_content, require_plain
-from app.run.errors import IntegrityError
+from app.run.bounded import open_regular, read_bytes
+from app.run.content import load, require_plain
+from app.run.errors import ConfigurationError, IntegrityError
 
 _NAME = re.compile(r"^(?P<kind>resume|best)-(?P<step>\d{6,})\.ckpt$")
 _LINE = re.compile(r"^(?P<digest>[0-9a-f]{64}) [ *](?P<name>.+)$")
+#: of what a run's checkpoint holds. 1: position in steps alone. 2: in windows, with the configuration and the place
+FORMAT = 2
+_SIDECAR_BYTES = 1 << 16  # it has one line, or two
 _CHUNK = 8 << 20  # bytes; small enough for the hash to follow closely, large enough for full disk speed
 
 
@@ -48,8 +53,14 @@ def list_checkpoints(directory: str | os.PathLike[str], kind: str = "resume") ->
     """Step and path of the ``resume`` or ``best`` checkpoints, newest last; nothing is verified."""
     try:
         names = os.listdir(directory)
-    except (FileNotFoundError, NotADirectoryError):
-        return []
+    except PermissionError as error:  # not the same as having none
+        raise ConfigurationError(
+            f"{directory}: cannot be read ({error.strerror}); make it readable"
+        ) from error
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            return []
+        raise
     matches = [match for match in map(_NAME.match, names) if match and match["kind"] == kind]
     return sorted((int(match["step"]), Path(directory) / match[0]) for match in matches)
 
@@ -128,12 +139,14 @@ class _TrailingHash(threading.Thread):
         return self._hash.hexdigest()
 
 
-def write(obj: object, path: str | os.PathLike[str]) -> str:
+def write(obj: object, path: str | os.PathLike[str], confirm: Callable[[], object] = lambda: None) -> str:
     """Writes a checkpoint and its sidecar, atomically and durably.
 
     Args:
         obj: tensors, numbers, texts and None in dicts, lists, tuples and sets.
         path: target; replaced if it exists, and until the very end either content verifies.
+        confirm: called when the new file is whole and the first of those that are there is about to be
+            replaced; what it raises leaves them as they are.
 
     Returns:
         The SHA-256 of the file, in hexadecimal.
@@ -168,6 +181,7 @@ def write(obj: object, path: str | os.PathLike[str]) -> str:
             with contextlib.suppress(OSError):
                 temporary.unlink()  # first, so that the free bytes named are those without it
             raise storage_error(error, target, sink.size if sink else None) from error
+        confirm()
         line = f"{digest}  {target.name}\n"
         before = _own_digests(target)
         # When a file of this name exists already, both hashes stand there until the new one is in place.
@@ -199,11 +213,19 @@ def _serialize(obj: object, sink: _Sink) -> None:
         serialization.set_crc32_options(before)
 
 
-def prune(directory: str | os.PathLike[str], kind: str, keep: int) -> list[Path]:
+def prune(
+    directory: str | os.PathLike[str], kind: str, keep: int, stays: Callable[[int], bool] = lambda step: False
+) -> list[Path]:
     """Deletes all but the newest ``keep`` checkpoints of a kind, and returns what was deleted.
 
     Only files with a sidecar count and are deleted: they were whole when written. Each goes before its
     sidecar, so that a kill in between leaves no file that looks unverified.
+
+    Args:
+        directory: the checkpoints of one run.
+        kind: ``resume`` or ``best``.
+        keep: number of the newest that stay.
+        stays: whether the one of a step stays beside them.
 
     Raises:
         ValueError: when ``keep`` is below 1: the last one is never deleted.
@@ -211,20 +233,22 @@ def prune(directory: str | os.PathLike[str], kind: str, keep: int) -> list[Path]
     """
     if keep < 1:
         raise ValueError(f"keep is {keep}, must be at least 1")
-    sound = [path for _, path in list_checkpoints(directory, kind) if sidecar_path(path).is_file()]
-    for path in sound[:-keep]:
+    sound = [each for each in list_checkpoints(directory, kind) if sidecar_path(each[1]).is_file()]
+    superfluous = [path for step, path in sound[:-keep] if not stays(step)]
+    for path in superfluous:
         remove(path)
-    return sound[:-keep]
+    return superfluous
 
 
 def remove(path: str | os.PathLike[str]) -> None:
-    """Deletes a checkpoint and then its sidecar.
+    """Deletes a checkpoint, durably, and then its sidecar: a history that was given up must not come back.
 
     Raises:
         StorageError: when one cannot be deleted.
     """
     try:
         Path(path).unlink(missing_ok=True)
+        sync_directory(Path(path).parent)
         sidecar_path(path).unlink(missing_ok=True)
     except OSError as error:
         raise storage_error(error, path) from error
@@ -263,36 +287,27 @@ def verify(path: str | os.PathLike[str], *, require_sidecar: bool) -> None:
         _verify_open(file, Path(path), require_sidecar)
 
 
-def read(path: str | os.PathLike[str], *, require_sidecar: bool = False, map_location: Any = "cpu") -> Any:
-    """Verifies a checkpoint and loads it from the same open file.
+def read(path: str | os.PathLike[str], *, require_sidecar: bool = False) -> Any:
+    """Verifies a checkpoint and loads it onto the CPU from the same open file.
 
     Args:
         path: the checkpoint.
         require_sidecar: as in :func:`verify`.
-        map_location: device for the tensors.
 
     Raises:
-        IntegrityError: as in :func:`verify`, and when the file is not a checkpoint, is compressed, or holds
-            anything but tensors and plain values.
+        IntegrityError: as in :func:`verify`, and when the file is not a checkpoint, is compressed, holds anything
+            but tensors and plain values, or would take more memory than its size allows.
     """
-    import torch
-
     path = Path(path)
     with _open(path) as file:
         _verify_open(file, path, require_sidecar)
         before = os.fstat(file.fileno())
         try:
-            problem = foreign_content(file)
+            content = load(file)
+        except ValueError as error:
+            raise _refusal(path, str(error)) from error
         except OSError as error:
             raise _refusal(path, f"cannot be read: {error.strerror}") from error
-        if problem is not None:
-            raise _refusal(path, problem)
-        file.seek(0)
-        try:
-            content = torch.load(file, map_location=map_location, weights_only=True, mmap=False)
-        except Exception as error:  # damaged bytes make the unpickler raise anything at all
-            what = f"is damaged or not a checkpoint ({type(error).__name__} while loading)"
-            raise _refusal(path, what) from error
         after = os.fstat(file.fileno())
         if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
             raise _refusal(path, "was changed while it was read")
@@ -304,11 +319,13 @@ def newest_verified(
 ) -> Path | None:
     """The newest resume checkpoint that matches its sidecar; None when there is none.
 
+    Before the first one is due, a validation may have left a best one: that holds all of the run as well.
+
     Args:
         directory: the checkpoints of one run.
         skipped: receives path and reason of every newer file that was passed over.
     """
-    for _, path in reversed(list_checkpoints(directory)):
+    for _, path in reversed(list_checkpoints(directory) or list_checkpoints(directory, "best")):
         try:
             verify(path, require_sidecar=True)
         except IntegrityError as error:
@@ -321,9 +338,7 @@ def newest_verified(
 
 def _open(path: Path) -> io.BufferedReader:
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):  # a named pipe would block for ever
-            raise _refusal(path, "is not a regular file")
-        return open(path, "rb")
+        return open_regular(path)
     except FileNotFoundError:
         raise _refusal(path, "does not exist") from None
     except OSError as error:
@@ -333,8 +348,8 @@ def _open(path: Path) -> io.BufferedReader:
 def _recorded_digests(path: Path) -> list[str]:
     """The hashes that a checkpoint's sidecar accepts: one, or two while the file is being replaced."""
     try:
-        lines = sidecar_path(path).read_text(errors="replace").splitlines()
-    except OSError:
+        lines = read_bytes(sidecar_path(path), _SIDECAR_BYTES).decode(errors="replace").splitlines()
+    except (OSError, ValueError):
         return []
     matches = [match for match in map(_LINE.match, lines[:2]) if match]
     return [match["digest"] for match in matches if match["name"] == path.name]

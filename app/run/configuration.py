@@ -16,11 +16,15 @@ from typing import IO, Any
 import yaml
 
 from app.run.errors import ConfigurationError
+from app.run.synonyms import synonym
 
 MAX_BYTES = 256 << 10  # a configuration has a few kilobytes; this much still takes under 3 s
 MAX_DEPTH = 64
 # Where a run lives is decided per launch; a saved configuration that is used again must not bring its own.
-LAUNCH_KEYS = ("run_dir", "resume", "init_from", "accept_data_change")
+LAUNCH_KEYS = ("run_dir", "resume", "init_from", "trust_imports", "accept_data_change", "resume_inexact")
+
+#: folder of the studies among the shipped configurations
+STUDIES = "study"
 
 _PREFIX = "tag:yaml.org,2002:"
 _TAGS = frozenset(_PREFIX + name for name in ("null", "bool", "int", "float", "str", "seq", "map"))
@@ -29,6 +33,7 @@ _FLOAT = re.compile(
     r"|[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+"
     r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
 )
+_INT = re.compile(r"^[-+]?(?:0b[01_]+|0x[0-9a-fA-F_]+|0|[1-9][0-9_]*)$")
 _REMEDIES = (
     ("'\\t'", "indent with spaces, not tabs"),
     (
@@ -46,7 +51,8 @@ _REMEDIES = (
 class StrictLoader(yaml.SafeLoader):
     """Loader that refuses duplicate keys, aliases, anchors, tags beyond the core ones and absurd depth.
 
-    Numbers such as ``1e-3`` are floats; dates stay text. Errors are ``yaml.YAMLError`` with a position.
+    Numbers such as ``1e-3`` are floats; dates, times such as ``1:30`` and what begins with a zero (``017``) stay text.
+    Errors are ``yaml.YAMLError`` with a position.
     """
 
     def __init__(self, stream: str | bytes | IO[Any]):
@@ -73,16 +79,18 @@ class StrictLoader(yaml.SafeLoader):
         return node
 
 
-# Own table of patterns: without the YAML 1.1 floats (no `1e-3`), dates and merge keys.
+# Own table of patterns: without dates, merge keys and the numbers of YAML 1.1, in which `1e-3` is a text, `1:30` is 90
+# and `017` is 15.
 StrictLoader.yaml_implicit_resolvers = {
     first: [
         (tag, pattern)
         for tag, pattern in entries
-        if tag.removeprefix(_PREFIX) not in ("float", "timestamp", "merge", "value")
+        if tag.removeprefix(_PREFIX) not in ("float", "int", "timestamp", "merge", "value")
     ]
     for first, entries in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 StrictLoader.add_implicit_resolver(_PREFIX + "float", _FLOAT, list("-+0123456789."))
+StrictLoader.add_implicit_resolver(_PREFIX + "int", _INT, list("-+0123456789"))
 
 
 def _require_unique(node: yaml.MappingNode) -> None:
@@ -167,9 +175,18 @@ def strict_load(stream: str | bytes | IO[Any]) -> Any:
     return {key: entry for key, entry in value.items() if key not in LAUNCH_KEYS}
 
 
+def typed_value(text: str) -> Any:
+    """A value of the command line as the parser takes it: what is no YAML is a text."""
+    try:
+        return strict_load(text)
+    except yaml.YAMLError:
+        return text
+
+
 def nearest(name: str, candidates: Iterable[str]) -> str | None:
-    """The candidate most like ``name``, for a "did you mean"; None when none is alike."""
-    return next(iter(difflib.get_close_matches(name, list(candidates), n=1)), None)
+    """For a "did you mean": the candidate that others call ``name``, or else the one most like it; None without one."""
+    known = list(candidates)
+    return synonym(name, known) or next(iter(difflib.get_close_matches(name, known, n=1)), None)
 
 
 def shipped_directory() -> Path:
@@ -180,9 +197,15 @@ def shipped_directory() -> Path:
 
 
 def shipped_names(directory: str | os.PathLike[str]) -> list[str]:
-    """Names of the configurations below a directory, as :func:`find_config` takes them, sorted."""
+    """Names of the configurations below a directory, as :func:`find_config` takes them, sorted; studies are none."""
     root = Path(directory)
-    return sorted(path.relative_to(root).with_suffix("").as_posix() for path in root.rglob("*.yaml"))
+    names = (path.relative_to(root).with_suffix("").as_posix() for path in root.rglob("*.yaml"))
+    return sorted(name for name in names if not name.startswith(f"{STUDIES}/"))
+
+
+def shipped_studies() -> list[str]:
+    """Names of the shipped studies, sorted."""
+    return sorted(path.stem for path in (shipped_directory() / STUDIES).glob("*.yaml"))
 
 
 def find_config(name: str | os.PathLike[str], directory: str | os.PathLike[str] | None = None) -> Path:
@@ -215,7 +238,9 @@ def _read_text(path: Path) -> str:
     try:
         status = os.stat(path)
         if stat.S_ISDIR(status.st_mode):
-            raise ConfigurationError(f"{path}: is a directory; name a YAML file in it")
+            is_run = (path / "config.yaml").is_file()
+            remedy = f"to go on with a run write --resume {path}" if is_run else "name a YAML file in it"
+            raise ConfigurationError(f"{path}: is a directory; {remedy}")
         if not stat.S_ISREG(status.st_mode):
             raise ConfigurationError(f"{path}: is not a regular file; write the configuration into one")
         if status.st_size > MAX_BYTES:

@@ -1,28 +1,33 @@
-"""What a checkpoint may hold: tensors and plain values, checked when saved and again before loading."""
+"""What a checkpoint may hold: tensors and plain values, checked when saved and the only thing that is ever read.
+
+The file is an archive in the form of ``torch.save``. Nothing in it is run, and it takes no more memory than twice its
+bytes and 64 MB, whatever it says.
+"""
 
 import io
 import os
-import pickletools
-import re
-import struct
-import zipfile
+import sys
 from collections import Counter, OrderedDict
+from typing import TYPE_CHECKING, Any
 
-# What pickles of tensors and plain values refer to. Narrower than what the deserializer itself allows, which
-# includes a constructor that fills memory at will.
-_ALLOWED = re.compile(
-    r"collections (OrderedDict|Counter)|_codecs encode|(builtins|__builtin__) (set|complex)"
-    r"|torch\._utils (_rebuild_tensor_v[23]|_rebuild_parameter)|torch (Size|device|[A-Z]\w*Storage)"
-    r"|torch\.storage UntypedStorage|torch (b?float|complex|u?int)[0-9]\w*|torch bool"
-)
+from app.run.archive import ContentError, Record, records
+from app.run.bounded import MAX_DEPTH, Budget
+from app.run.pickle_calls import TensorPlace, Tensors, overlaps, require_key
+from app.run.plain_pickle import read
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["ContentError", "TensorPlace", "describe", "load", "require_plain"]
 
 
-def require_plain(value: object, place: str = "checkpoint") -> None:
-    """Refuses, before it is saved, what :func:`foreign_content` would refuse when it is loaded.
+def require_plain(value: object, place: str = "checkpoint", depth: int = 1) -> None:
+    """Refuses, before it is saved, what would be refused when it is loaded.
 
     Args:
         value: what is to be saved.
         place: how an error names it.
+        depth: of containers that it lies in.
 
     Raises:
         TypeError: naming the place and the type.
@@ -33,19 +38,19 @@ def require_plain(value: object, place: str = "checkpoint") -> None:
     kind = type(value)
     if kind in plain:
         return
+    if depth > MAX_DEPTH:
+        raise TypeError(f"{place[:200]} … is nested more than {MAX_DEPTH} deep, or into itself")
     if isinstance(value, torch.Tensor) and kind in (torch.Tensor, torch.nn.Parameter):
-        if value.layout != torch.strided or value.is_quantized or value.is_meta or vars(value):
-            raise TypeError(
-                f"{place} is a tensor that is sparse, quantized, without data or has attributes"
-                f" ({', '.join(vars(value)) or 'none'}); save `tensor.detach()` of a dense one"
-            )
+        _require_dense(value, place)
     elif isinstance(value, dict) and kind in (dict, OrderedDict, Counter):
         for key, entry in value.items():
-            require_plain(key, f"a key of {place}")
-            require_plain(entry, f"{place}[{key!r}]")
+            _require_key(key, place)
+            require_plain(entry, f"{place}[{key!r}]", depth + 1)
     elif isinstance(value, list | tuple | set) and kind in (list, tuple, set):
         for index, entry in enumerate(value):
-            require_plain(entry, f"{place}[{index}]")
+            if kind is set:
+                _require_key(entry, place)
+            require_plain(entry, f"{place}[{index}]", depth + 1)
     else:
         raise TypeError(
             f"{place} is a {kind.__module__}.{kind.__qualname__}; a checkpoint holds only tensors and plain"
@@ -53,52 +58,119 @@ def require_plain(value: object, place: str = "checkpoint") -> None:
         )
 
 
-def foreign_content(file: io.BufferedReader) -> str | None:
-    """What speaks against handing a file to the deserializer; None when nothing does.
+def _require_key(key: object, place: str) -> None:
+    try:
+        require_key(key)
+    except ContentError as error:
+        raise TypeError(f"{place} {error}") from error
 
-    It must be an archive of stored records in one folder, with one pickle that refers to nothing but tensors
-    and plain values. Nothing in it is run, and no more memory is taken than the file has bytes.
+
+def _require_dense(tensor: "torch.Tensor", place: str) -> None:
+    import torch
+
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta or vars(tensor):
+        raise TypeError(
+            f"{place} is a tensor that is sparse, quantized, without data or has attributes"
+            f" ({', '.join(vars(tensor)) or 'none'}); save `tensor.detach()` of a dense one"
+        )
+    if tensor.is_conj() or tensor.is_neg():
+        raise TypeError(
+            f"{place} is a tensor that stands for a conjugate or negative; save `tensor.resolve_conj()`"
+        )
+    if tensor.numel() and overlaps(tuple(tensor.shape), tensor.stride()):
+        raise TypeError(f"{place} is a tensor whose strides repeat storage; save `tensor.contiguous()`")
+
+
+def describe(file: io.BufferedReader, budget: Budget | None = None) -> Any:
+    """The value of a checkpoint, with a :class:`TensorPlace` for each tensor, whose ``record`` says where it lies.
+
+    Args:
+        file: opened for reading; its position is changed.
+        budget: is charged for it; one of the file's size by default.
+
+    Raises:
+        ContentError: the file is no checkpoint, is damaged, or holds something else.
+        BudgetError: it would take more memory than its size allows.
+        OSError: it cannot be read.
+    """
+    return _read(file, _Described(), budget or Budget.of_file(os.fstat(file.fileno()).st_size))
+
+
+def load(file: io.BufferedReader) -> Any:
+    """The value of a checkpoint, its tensors on the CPU.
 
     Args:
         file: opened for reading; its position is changed.
 
     Raises:
-        OSError: when it cannot be read.
+        ContentError, BudgetError: as in :func:`describe`.
+        OSError: it cannot be read.
     """
-    file.seek(0)
-    if file.read(4) != b"PK\x03\x04":
-        return "is not a checkpoint"
-    try:
-        with zipfile.ZipFile(file) as archive:
-            records = archive.infolist()
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, EOFError):
-        return "is truncated or not a checkpoint"
-    if any(record.compress_type != zipfile.ZIP_STORED for record in records):
-        return "is compressed, and a checkpoint never is"
-    if sum(record.file_size for record in records) > os.fstat(file.fileno()).st_size:
-        return "claims to hold more bytes than it has"
-    names = [record.filename.lower() for record in records]  # the deserializer's look-up ignores case
-    folders = {name.partition("/")[0] for name in names}
-    pickles = [record for record in records if record.filename.partition("/")[2] == "data.pkl"]
-    is_sane = len(folders) == 1 and len(pickles) == 1 and len(set(names)) == len(names)
-    if not is_sane or any(".." in name.split("/") for name in names):
-        return "is an archive, but not a checkpoint"
-    try:
-        # Past the record's own header; the archive's reader would ask for the CRC that is not there.
-        file.seek(pickles[0].header_offset + 26)
-        file.seek(sum(struct.unpack("<HH", file.read(4))), os.SEEK_CUR)
-        foreign = _foreign_global(file.read(pickles[0].file_size))
-    except (ValueError, IndexError, struct.error):
-        return "is damaged or not a checkpoint"
-    return None if foreign is None else f"holds {foreign}, and only tensors and plain values are loaded"
+    budget = Budget.of_file(os.fstat(file.fileno()).st_size)
+    return _read(file, _Loaded(file, budget), budget)
 
 
-def _foreign_global(content: bytes) -> str | None:
-    """The first name that a pickle refers to and should not, without running anything in it."""
-    for opcode, argument, _ in pickletools.genops(content):
-        if opcode.name == "GLOBAL":
-            if not _ALLOWED.fullmatch(str(argument)):
-                return str(argument).replace(" ", ".")
-        elif opcode.name in ("INST", "STACK_GLOBAL", "EXT1", "EXT2", "EXT4"):
-            return str(argument or opcode.name).replace(" ", ".")
-    return None
+def _read(file: io.BufferedReader, tensors: Tensors, budget: Budget) -> Any:
+    found = records(file, budget)
+    if "data.pkl" not in found:
+        raise ContentError("is an archive, but not a checkpoint")
+    if _content(file, found.get("byteorder", Record(0, 0)), budget) not in (b"", sys.byteorder.encode()):
+        raise ContentError(
+            "was written by a machine with another order of bytes; save it again on one like this"
+        )
+    return read(_content(file, found["data.pkl"], budget), found, tensors, budget)
+
+
+def _content(file: io.BufferedReader, record: Record, budget: Budget) -> bytes:
+    budget.charge(record.size)
+    file.seek(record.offset)
+    return file.read(record.size)
+
+
+class _Described:
+    """Leaves tensors where they are."""
+
+    kinds: tuple[type, ...] = (TensorPlace,)
+
+    def tensor(self, place: TensorPlace) -> TensorPlace:
+        return place
+
+    def parameter(self, tensor: TensorPlace, requires_grad: bool) -> TensorPlace:
+        return tensor
+
+
+class _Loaded:
+    """Reads the entries of tensors; those that lie in one record share its memory, as they did when saved."""
+
+    def __init__(self, file: io.BufferedReader, budget: Budget):
+        import torch
+
+        self.kinds: tuple[type, ...] = (torch.Tensor, torch.nn.Parameter)
+        self._file = file
+        self._budget = budget
+        self._storages: dict[Record, torch.UntypedStorage] = {}
+
+    def tensor(self, place: TensorPlace) -> "torch.Tensor":
+        import torch
+
+        if place.record not in self._storages:
+            self._storages[place.record] = self._storage(place.record)
+        storage = self._storages[place.record]
+        tensor = torch.empty(0, dtype=place.dtype).set_(storage, place.offset, place.shape, place.stride)
+        return tensor.requires_grad_(place.requires_grad)
+
+    def parameter(self, tensor: "torch.Tensor", requires_grad: bool) -> "torch.nn.Parameter":
+        import torch
+
+        return torch.nn.Parameter(tensor, requires_grad)
+
+    def _storage(self, record: Record) -> "torch.UntypedStorage":
+        import torch
+
+        self._budget.charge(record.size)
+        entries = torch.empty(record.size, dtype=torch.uint8)
+        self._file.seek(record.offset)
+        buffer: Any = entries.numpy()
+        if self._file.readinto(buffer) != record.size:
+            raise ContentError("is damaged or not a checkpoint: it ends too early")
+        return entries.untyped_storage()

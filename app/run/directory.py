@@ -1,15 +1,19 @@
 """Run directories: their layout, how one is made, and how one is found again."""
 
+import contextlib
 import os
 import re
 import secrets
 from datetime import UTC, datetime
 from pathlib import Path
 
-from app.run.atomic import free_bytes, storage_error, sweep_temporaries, temporary_path
+from app.run.atomic import free_bytes, make_directory, staged, storage_error, sweep_temporaries
 from app.run.checkpoint import list_checkpoints, remove_orphan_sidecars
 from app.run.errors import ConfigurationError, StorageError
-from app.run.lock import holder, is_held
+from app.run.leftovers import foreign
+from app.run.lock import holder
+from app.run.paths import require_own_folder
+from app.run.storage import make_folder, writing
 
 
 class RunDirectory:
@@ -44,7 +48,6 @@ class RunDirectory:
 
     @property
     def figures(self) -> Path:
-        """Directory of the figures."""
         return self.path / "figures"
 
     @property
@@ -74,7 +77,6 @@ class RunDirectory:
 
     @property
     def summary(self) -> Path:
-        """Final figures."""
         return self.path / "summary.json"
 
     @property
@@ -85,9 +87,38 @@ class RunDirectory:
     @property
     def is_run(self) -> bool:
         """Whether a run has been started here: a configuration, a manifest or a checkpoint exists."""
-        if self.config.exists() or self.manifest.exists():
-            return True
-        return bool(list_checkpoints(self.checkpoints) or list_checkpoints(self.checkpoints, "best"))
+        return self.config.exists() or self.manifest.exists() or self.has_checkpoint
+
+    @property
+    def has_checkpoint(self) -> bool:
+        """Whether a checkpoint of any kind is there, be it whole or damaged."""
+        return any(list_checkpoints(self.checkpoints, kind) for kind in ("resume", "best"))
+
+    def require_free(self) -> None:
+        """Refuses a directory in which no run can begin; one whose run has no checkpoint yet can begin again.
+
+        Raises:
+            ConfigurationError: it is in use, holds a run with a checkpoint, or anything else that is no run's.
+        """
+        found = holder(self.path)
+        if found is not None and found.is_held:
+            raise ConfigurationError(found.refusal(self.path, "--run_dir"))
+        self.require_no_checkpoint()
+        others = foreign(self.path)
+        if others:
+            more = f" and {len(others) - 3} more" if len(others) > 3 else ""
+            raise ConfigurationError(
+                f"--run_dir {self}: holds other files ({', '.join(others[:3])}{more}), and a run has a folder of its"
+                " own; name a new or an empty one"
+            )
+
+    def require_no_checkpoint(self) -> None:
+        """Refuses a directory whose run can be gone on with."""
+        if self.has_checkpoint:
+            raise ConfigurationError(
+                f"--run_dir {self}: already holds a run; continue it with --resume {self} (or --resume auto),"
+                " or use another --run_dir"
+            )
 
     def sweep(self) -> list[Path]:
         """Removes what a killed process left half-written; to be called by the holder of the lock."""
@@ -108,6 +139,7 @@ class RunDirectory:
             required_bytes: bytes that must be free.
 
         Raises:
+            ConfigurationError: a file or a link that leads nowhere is in its way.
             StorageError: when it cannot be made or too little is free.
         """
         _require_room(root, required_bytes)
@@ -115,61 +147,50 @@ class RunDirectory:
             now = datetime.now(UTC)
             stamp = f"{now:%Y%m%dT%H%M%S}.{now.microsecond // 1000:03d}Z-{secrets.token_hex(2)}"
             path = experiment_folder(root, stem) / stamp
+            make_folder(path.parent, "--run_dir")
             try:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.mkdir()
-            except FileExistsError as error:
-                if path.parent.is_dir():
-                    continue
-                raise storage_error(error, path) from error
+                make_directory(path, exist_ok=False)
+            except FileExistsError:
+                continue
             except OSError as error:
                 raise storage_error(error, path) from error
             made = cls(path)
-            made._prepare()
+            try:
+                made._prepare()
+            except StorageError:
+                for place in (made.checkpoints, made.figures, made.path):
+                    with contextlib.suppress(OSError):
+                        place.rmdir()
+                raise
             return made
 
     @classmethod
     def open_new(cls, path: str | os.PathLike[str], required_bytes: int = 0) -> "RunDirectory":
-        """Makes ``path`` ready for a new run, with its parents; an existing empty directory will do.
+        """Makes ``path`` ready for a run that begins, with its parents.
+
+        An existing directory will do where it is empty, or holds a run without a checkpoint.
 
         Raises:
-            ConfigurationError: when it is a file or already holds a run.
-            StorageError: when it cannot be written or too little is free.
+            ConfigurationError: it cannot be a folder of its own, see :func:`app.run.paths.require_own_folder`, or is
+                not free, see :meth:`require_free`.
+            StorageError: it cannot be written or too little is free.
         """
         made = cls(path)
-        if made.path.exists() and not made.path.is_dir():
-            raise ConfigurationError(f"--run_dir {path}: is a file; name a directory")
-        if made.is_run:
-            found = holder(made.path)
-            if found is not None and is_held(made.path):
-                owner = found[0]
-                raise ConfigurationError(
-                    f"--run_dir {path}: is in use by process {owner.pid} on host {owner.host} since"
-                    f" {owner.since}; wait for it to end, or use another --run_dir"
-                )
-            raise ConfigurationError(
-                f"--run_dir {path}: already holds a run; continue it with --resume {path} (or --resume auto),"
-                " or use another --run_dir"
-            )
+        require_own_folder(path, "--run_dir")
+        made.require_free()
         _require_room(path, required_bytes)
-        try:
-            made.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise storage_error(error, made.path) from error
+        make_folder(path, "--run_dir")
         made._prepare()
         return made
 
     def _prepare(self) -> None:
         """Makes the sub-directories and shows by doing that files can be written."""
-        try:
-            self.checkpoints.mkdir(exist_ok=True)
+        with writing(self.path):
             self.figures.mkdir(exist_ok=True)
+            make_directory(self.checkpoints)
             for place in (self.path, self.checkpoints):
-                probe = temporary_path(place / "probe")
-                probe.write_bytes(b"written")
-                probe.unlink()
-        except OSError as error:
-            raise storage_error(error, self.path) from error
+                with staged(place / "probe") as probe:
+                    probe.write_bytes(b"written")
 
 
 def _require_room(path: str | os.PathLike[str], required_bytes: int) -> None:
@@ -191,7 +212,7 @@ def resolve_run(argument: str | os.PathLike[str]) -> tuple[RunDirectory, Path | 
     """Finds the run that a user named.
 
     Args:
-        argument: a run directory, or a file in its ``checkpoints``.
+        argument: a run directory, or a file in its ``checkpoints`` or a folder of them.
 
     Returns:
         The run, and the checkpoint when the argument was one.
@@ -209,6 +230,8 @@ def resolve_run(argument: str | os.PathLike[str]) -> tuple[RunDirectory, Path | 
             " name one that `app fit` has made, or one of its checkpoint files"
         )
     parent = path.parent if path.parent.name else Path.cwd() / path.parent
+    if parent.parent.name == "checkpoints":
+        parent = parent.parent
     owner = RunDirectory(parent.parent)
     is_inside = parent.name == "checkpoints" and owner.is_run
     if path.is_file():

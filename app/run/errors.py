@@ -4,8 +4,12 @@ They derive from plain ``Exception``: argument parsers wrap ``ValueError``, ``Ty
 raised in a constructor, and the message would reach the user inside somebody else's.
 """
 
+import os
+import traceback
 from collections.abc import Iterable
 from enum import IntEnum
+
+MOST_WORDS = 300  # characters of an exception in a note
 
 
 class ExitCode(IntEnum):
@@ -19,6 +23,7 @@ class ExitCode(IntEnum):
     STORAGE = 5
     RANK_LOST = 6
     INTERRUPTED = 130  # 128 + SIGINT
+    READER_GONE = 141  # 128 + SIGPIPE; `app … | head`, never of a training
     TERMINATED = 143  # 128 + SIGTERM; also after SIGUSR1 and SIGHUP
 
 
@@ -69,3 +74,11 @@ class RankLostError(AppError):
     """A rank other than the launching process ended before the others."""
 
     exit_code = ExitCode.RANK_LOST
+
+
+def words_of(error: BaseException) -> str:
+    """An exception that ends nothing, in one line for a note; with ``APP_DEBUG=1`` its traceback is printed too."""
+    if os.environ.get("APP_DEBUG") == "1":
+        traceback.print_exception(error)
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    return text if len(text) <= MOST_WORDS else f"{text[: MOST_WORDS - 1]}…"

@@ -14,11 +14,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from app.run import ranks
 from app.run.atomic import free_bytes, write_text
 from app.run.errors import AppError, ConfigurationError
+from app.run.launching import REQUIRED_BYTES
 from app.run.lock import RunLock
 from app.run.manifest import ENVIRONMENT
-from app.run.plan import REQUIRED_BYTES
 
 Level = Literal["ok", "warn", "fail"]
 
@@ -34,6 +35,7 @@ EFFECTS = {
     "CUDA_LAUNCH_BLOCKING": "every GPU kernel is waited for",
     "PYTORCH_CUDA_ALLOC_CONF": "how GPU memory is handed out",
     "TRITON_INTERPRET": "Triton kernels are interpreted, for debugging",
+    "APP_OP_FORM": "the form that operators compute by, found right or not",
     "NCCL_DEBUG": "messages of communication between GPUs",
     "RANK": "this process's number; set by torchrun",
     "LOCAL_RANK": "this process's number on its machine; set by torchrun",
@@ -142,7 +144,7 @@ def storage(name: str, folder: Path) -> Check:
 
 
 def shared_memory(folder: Path = Path("/dev/shm")) -> Check:
-    """Room for the batches that loader processes hand over."""
+    """CapacityBuffer for the batches that loader processes hand over."""
     if not sys.platform.startswith("linux"):
         return Check("shared memory", "ok", f"not limited by a folder on {sys.platform}")
     remedy = (
@@ -217,8 +219,8 @@ def environment() -> Iterator[Check]:
             remedy = f"unset {name} to train at full speed"
         elif name == "CUDA_VISIBLE_DEVICES" and value in ("", "-1"):
             remedy = "unset CUDA_VISIBLE_DEVICES to use a GPU"
-        elif name in ("RANK", "LOCAL_RANK", "WORLD_SIZE") and "TORCHELASTIC_RUN_ID" not in os.environ:
-            remedy = f"unset {name}: processes are started by torchrun or by the application itself"
+        elif name in ranks.NUMBERS and not ranks.is_torchrun():
+            remedy = f"unset {name}: it is left over, and ignored; torchrun or the application itself start processes"
         elif name == "OMP_NUM_THREADS" and not (value.isdigit() and int(value) >= 1):
             remedy = "set OMP_NUM_THREADS to a number from 1 up"
         found = f"{value!r}: {EFFECTS.get(name, 'recorded with every run')}"

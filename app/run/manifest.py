@@ -2,7 +2,6 @@
 
 import hashlib
 import importlib.metadata
-import json
 import os
 import platform
 import socket
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from app.run.atomic import write_json, write_text
+from app.run.bounded import read_json
 from app.run.directory import RunDirectory
 
 PACKAGES = (
@@ -38,6 +38,7 @@ ENVIRONMENT = (
     "NCCL_DEBUG",
     "PYTORCH_CUDA_ALLOC_CONF",
     "TRITON_INTERPRET",
+    "APP_OP_FORM",
 )
 _GIT_SECONDS = 5.0
 
@@ -119,16 +120,28 @@ def collect(
 
 
 def first_weights(run: RunDirectory) -> Path | None:
-    """The checkpoint whose weights the first launch of a run took; None where it took none."""
-    launches = _launches(run)
-    named = launches[0].get("init_from") if launches else None
+    """The checkpoint whose weights a run began with, the last time that it did; None where it took none."""
+    begun = [launch for launch in launches_of(run) if launch.get("resumed_from") is None]
+    named = begun[-1].get("init_from") if begun else None
     return Path(named) if named else None
 
 
-def _launches(run: RunDirectory) -> list[dict[str, Any]]:
+def last_configuration(run: RunDirectory) -> str | None:
+    """The digest of the configuration that the last launch of a run resolved; None where it says none."""
+    launches = launches_of(run)
+    found = launches[-1].get("configuration_sha256") if launches else None
+    return found if isinstance(found, str) else None
+
+
+def has_had_checkpoints(run: RunDirectory) -> bool:
+    """Whether a launch has gone on from a checkpoint of this run."""
+    return any(launch.get("resumed_from") is not None for launch in launches_of(run))
+
+
+def launches_of(run: RunDirectory) -> list[dict[str, Any]]:
     """What the manifest holds, first to last; nothing where it is missing or no manifest."""
     try:
-        return [dict(launch) for launch in json.loads(run.manifest.read_text())["launches"]]
+        return [dict(launch) for launch in read_json(run.manifest)["launches"]]
     except (OSError, ValueError, KeyError, TypeError):
         return []
 
@@ -142,7 +155,7 @@ def record_launch(run: RunDirectory, launch: Mapping[str, Any]) -> None:
     Raises:
         StorageError: when the files cannot be written.
     """
-    launches = _launches(run)
+    launches = launches_of(run)
     diff = launch.get("source_diff")
     digest = hashlib.sha256(diff.encode()).hexdigest() if diff else None
     if diff and all(earlier.get("source_diff_sha256") != digest for earlier in launches):

@@ -1,12 +1,14 @@
 """LightningModules, and the Lightning side of the run machinery."""
 
-from app.training.crystal import CrystalGPTModule
 from app.training.distributed import SupervisedDDPStrategy
-from app.training.equilibrium import EquilibriumModule
-from app.training.gpt import GPTModule
 from app.training.language_model import LanguageModelModule
-from app.training.local_gpt import LocalGPTModule
-from app.training.tilelli import TilelliModule
+from app.training.modules import (
+    CrystalGPTModule,
+    EquilibriumModule,
+    GPTModule,
+    LocalGPTModule,
+    TilelliModule,
+)
 
 __all__ = [
     "CrystalGPTModule",

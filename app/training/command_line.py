@@ -1,35 +1,47 @@
 """From configuration files and a command line to model, data and trainer."""
 
-import inspect
-import os
+import contextlib
+import operator
 import re
 import shlex
-import sys
 from argparse import ArgumentError
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
+import yaml
 from jsonargparse import Namespace, set_loader, set_parsing_settings
 from lightning.pytorch import Callback, LightningDataModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import Tensor
 
-from app.run import arguments
+from app import options
+from app.models.blueprint import lay_out
+from app.options import options_of
 from app.run.arguments import Launch
-from app.run.configuration import ConfigFile, strict_load
+from app.run.bounded import Budget
+from app.run.configuration import LAUNCH_KEYS, ConfigFile, strict_load
 from app.run.errors import ConfigurationError, DataError
-from app.training import config_problems, trainer_rules
-from app.training.config_problems import Setting
+from app.run.imports import check_trusted, make_trusted_found
+from app.training.config_errors import LINKED, ConfigErrors
+from app.training.framework_output import silence_framework
 from app.training.language_model import LanguageModelModule
-from app.training.loops import install
-from app.training.quiet import quiet
-from app.training.stopping import NoSignals
+from app.training.lightning_seams import install
+from app.training.model_errors import explained
+from app.training.options import allowed, trainer_rules
+from app.training.options.network_size import size_problem
+from app.training.options.run import RunOptions
+from app.training.options.settings import NETWORK, Setting, settings
+from app.training.plain_data import PlainDataModule, class_path
+from app.training.reproducible import make_reproducible
+from app.training.run_callbacks.adopted import adopt
 
 #: import paths that a configuration may name; everything else is refused before it is imported
-IMPORTABLE = ("app.training", "callbacks", "datamodules")
+IMPORTABLE = ("app.training", "app.models", "callbacks", "datamodules", "torch.optim", *allowed.PACKAGES)
 #: values that stand for a whole section; their parts would escape the checks of single values
 SECTIONS = (("trainer",), ("model",), ("data",), ("model", "init_args"), ("data", "init_args"))
 
@@ -50,17 +62,18 @@ class RunCLI(LightningCLI):
     Args:
         launch: the command line.
         files: configuration files, in order.
+        trains: whether anything is trained; what watches training is left out, and not even imported, otherwise.
 
     Raises:
         ConfigurationError: all unknown keys, wrong types and values out of range, together.
     """
 
-    def __init__(self, launch: Launch, files: Sequence[ConfigFile]):
+    def __init__(self, launch: Launch, files: Sequence[ConfigFile], trains: bool = True):
         self.launch = launch
-        self.files = files
-        self._given = config_problems.settings(files, launch)
-        allow_imports(launch.trust_imports)
-        words = [word for file in files for word in ("--config", str(file.path))] + launch.overrides
+        self._trains = trains
+        self.files = files if trains else [_without_watchers(file) for file in files]
+        self._given = settings(self.files, launch)
+        self._look_through()
         super().__init__(
             model_class=LanguageModelModule,
             datamodule_class=LightningDataModule,
@@ -70,87 +83,116 @@ class RunCLI(LightningCLI):
             seed_everything_default=False,
             trainer_defaults=trainer_rules.TRAINER_DEFAULTS,
             parser_class=RunParser,
-            parser_kwargs={
-                "allow_abbrev": False,
-                "prog": "app fit",
-                "usage": "app fit --config NAME_OR_FILE [--config OVERLAY …] [--dry_run] [options]",
-                "description": "Trains a network. Options come from YAML files, left to right, then from the command "
-                "line. --dry_run prints parameters, memory and time, and stops. --model.help CLASS and --data.help "
-                "CLASS list what a class takes.",
-            },
+            parser_kwargs={"allow_abbrev": False, "prog": "app fit"},
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
-            args=words if not launch.wants_help else _help_words(launch),
+            args=[
+                *(word for file in self.files for word in ("--config", self._text_of(file))),
+                *launch.overrides,
+            ],
             run=False,
         )
 
+    def _look_through(self) -> None:
+        """Refuses a configuration with all of its mistakes together."""
+        self._refuse_hidden_values()
+        allow_imports(self.launch.trust_imports)
+        set_loader("yaml", strict_load, exceptions=(yaml.YAMLError,))
+        tree = {name: p.annotation for name, p in options_of(RunOptions).items()}
+        tree |= {"trainer": trainer_rules.types(), "model": LanguageModelModule, "data": LightningDataModule}
+        found = ConfigErrors(self._given, tree, IMPORTABLE, self.launch.trust_imports)
+        problems = list(found.problems)
+        trainer = found.values.get(("trainer",), {})
+        # Data may be prepared, and its command checked, where there are no such devices.
+        devices = trainer_rules.device_problems(trainer) if self._trains else ()
+        for name, message in (*trainer_rules.problems(trainer), *devices):
+            if name not in found.in_doubt.get(("trainer",), ()):
+                problems.append(self.located(f"trainer.{name}", message))
+        problems += [self.located(f"trainer.{name}", message) for name, message in allowed.problems(found)]
+        problems += self._size_problems(found)
+        if problems:
+            raise ConfigurationError(problems)
+        self._classes = found.classes
+
+    def _size_problems(self, found: ConfigErrors) -> Iterator[str]:
+        """What is wrong with a network of ours that is larger than any can be."""
+        module = found.classes.get(("model",))
+        if module is None or not issubclass(module, LanguageModelModule) or module.network_class is None:
+            return
+        network = module.network_class
+        values = module.network_options(found.values.get(("model",), {}))
+        problem = size_problem(lambda: network(**dict.fromkeys(LINKED, 2) | values))
+        if problem is not None:
+            yield self.located(f"model.init_args.{problem[0]}", problem[1])
+
+    def _text_of(self, file: ConfigFile) -> str:
+        """The content of a configuration file as the parser takes it, with today's names of options."""
+        data = {key: value for key, value in file.data.items() if key not in LAUNCH_KEYS}
+        former = getattr(self._classes.get(("model",)), "former_names", {})
+        model = data.get("model")
+        if former and isinstance(model, dict) and isinstance(model.get("init_args"), dict):
+            now = {former.get(name, name): value for name, value in model["init_args"].items()}
+            data["model"] = model | {"init_args": now}
+        return str(yaml.safe_dump(data, sort_keys=False))
+
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds the options of a run."""
-        parser.add_argument(
-            "--seed", type=int, default=1337, help="initialisation, data order and dropout (>= 0)"
-        )
-        parser.add_argument(
-            "--checkpoint_every_n_steps",
-            type=int,
-            default=250,
-            help="optimizer steps between checkpoints (>= 1)",
-        )
-        for flag, text in (
-            ("run_dir", "folder of the run; by default runs/<configuration>/<time>"),
-            ("resume", "go on with a run: its folder, one of its checkpoints, or 'auto' with --run_dir"),
-            ("init_from", "take the weights of a run or checkpoint, and nothing else"),
-            ("trust_imports", "let configurations import from this package of yours"),
-        ):
-            parser.add_argument(f"--{flag}", type=str | None, default=None, help=text)
-        parser.add_argument(
-            "--accept_data_change",
-            type=bool,
-            default=False,
-            help="with --resume, go on although the text was changed; it is recorded (stands alone)",
-        )
+        for name, option in options_of(RunOptions).items():
+            parser.add_argument(f"--{name}", type=option.annotation, default=option.default)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Hands the data's vocabulary and block size to the model."""
-        for name in ("vocab_size", "block_size"):
-            parser.link_arguments(
-                "data", f"model.init_args.{name}", compute_fn=_linked, apply_on="instantiate"
-            )
+        """Hands the data's vocabulary and block size to the model, or to the network that the model is given."""
+        for name in LINKED:
+            for target in (f"model.init_args.{name}", f"model.init_args.network.init_args.{name}"):
+                # Not "data.vocab_size": an AttributeError inside of that property would be taken for None.
+                parser.link_arguments(
+                    "data", target, compute_fn=operator.attrgetter(name), apply_on="instantiate"
+                )
         parser.link_arguments("seed", "data.init_args.seed")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parses; after a refusal, looks for everything that is wrong."""
-        set_loader("yaml", strict_load, exceptions=_yaml_errors())
-        self._refuse_hidden_values()
+        """Parses what has been looked through."""
         try:
             self.config = parser.parse_args(args)
         except ConfigurationError as error:
-            problems, wrong = config_problems.find(parser, self.files, self.launch, str(error))
-            raise ConfigurationError(problems + self._range_problems_beside(wrong)) from error
-        found = [self.located(key, message) for key, message in self._range_problems(self.config)]
-        if found:
-            raise ConfigurationError(found)
+            # A word that is no option, or what no value alone is to blame for.
+            raise ConfigurationError(_on_one_line(str(error))) from error
 
-    def _range_problems_beside(self, wrong: Sequence[Setting]) -> list[str]:
-        """Range problems of the values that the parser took; a rule that speaks of one it did not take has to wait."""
-        config = config_problems.rest(self.parser, self._given, wrong) if wrong else None
-        if config is None:
-            return []
-        in_doubt = config_problems.in_doubt(self.parser, self._given, wrong)
+    @property
+    def resolved(self) -> str:
+        """The whole configuration as YAML: what files and command line set, and every default."""
+        if self._trains:
+            allowed.settle(self.config["trainer"])
+        text: str = self.parser.dump(self.config, skip_link_targets=True, format="yaml")
+        if hasattr(self._classes[("data",)], "check_source"):
+            return text
+        # Where the data decides nothing, what the model was given is a part of the configuration.
+        configuration: dict[str, Any] = strict_load(text)
+        for setting in self._sizes:
+            node = configuration
+            for key in setting.path[:-1]:
+                node = node[str(key)]
+            node[str(setting.path[-1])] = setting.value
+        return str(yaml.safe_dump(configuration, sort_keys=False))
+
+    @property
+    def _sizes(self) -> list[Setting]:
+        """Vocabulary and block size that a user has given the model, or a network that it is given."""
         return [
-            self.located(key, message)
-            for key, message in self._range_problems(config)
-            if in_doubt.isdisjoint(re.findall(r"\w+", f"{key} {message}"))
+            s
+            for s in self._given
+            if s.path[0] == "model" and s.path[-1] in LINKED and s.path[-2:-1] == ("init_args",)
         ]
 
     def located(self, key: str, message: str) -> str:
         """A problem with the key and, where a file or the command line has set it, the place."""
-        origin = next((f" ({s.origin})" for s in self._given if s.key == key), "")
-        return f"{key}{origin}: {message}"
+        places = (s.place for s in self._given if s.key == key or s.key.startswith(f"{key}."))
+        return f"{next(places, key)}: {message}"
 
     def _refuse_hidden_values(self) -> None:
         """What would reach the parser unseen: sections read from another file, imports trusted by a file."""
         found = [
-            f"{s.key} ({s.origin}): {s.value!r} stands for a whole section; write its values one by one, or as a file "
+            f"{s.place}: {s.value!r} stands for a whole section; write its values one by one, or as a file "
             "behind --config"
             for s in self._given
             if (s.path in SECTIONS and isinstance(s.value, str))
@@ -165,47 +207,30 @@ class RunCLI(LightningCLI):
         if found:
             raise ConfigurationError(found)
 
-    def _range_problems(self, config: Namespace) -> Iterator[tuple[str, str]]:
-        """Key and message of every value that is out of range."""
-        for section in ("trainer", "model", "data"):
-            if not isinstance(config[section], Namespace):
-                yield section, f"{config[section]!r} is no section; write `key: value` lines below it"
-                return
-        for name, message in trainer_rules.problems(config.trainer, self.parser.get_defaults()["trainer"]):
-            yield f"trainer.{name}", message
-        for key, low in (("checkpoint_every_n_steps", 1), ("seed", 0)):
-            if config[key] < low:
-                yield key, f"{config[key]} is out of range; it must be {low} or more"
-        for section in ("model", "data"):
-            chosen = config[section]
-            class_type = _imported(chosen.class_path)
-            arguments = {k: v for k, v in chosen.init_args.as_dict().items() if v is not None}
-            for problem in class_type.problems(**arguments):
-                name, _, text = problem.partition(": ")
-                if (section, name) == ("data", "seed"):
-                    continue  # the run's own seed, which has been looked at
-                yield f"{section}.init_args.{name}", text
-
     def notes(self) -> list[str]:
         """Settings that have no effect beside the others, and what a person should know of the rest."""
         found = []
-        for key in ("model", "data"):
-            section = self.config[key]
-            arguments = section.init_args.as_dict()
-            given = {str(s.path[-1]) for s in self._given if s.path[:2] == (key, "init_args")}
+        for where, class_type in self._classes.items():
+            given = {str(s.path[-1]): s for s in self._given if s.path[:-1] == (*where, "init_args")}
+            if class_type is None or where[0] == "trainer":
+                continue
+            section = self.config[".".join(map(str, where))]
+            if "init_args" not in section:  # a class that takes none
+                continue
+            usual = options.defaults(class_type)
             found += [
-                self.located(f"{key}.init_args.{name}", f"has no effect {reason}")
-                for name, reason in _imported(section.class_path).without_effect(**arguments)
-                if name in given
-                and arguments[name] != inspect.signature(_owner(section, name)).parameters[name].default
+                f"{given[name].place}: has no effect {reason}"
+                for name, reason in options.unused(class_type, section.init_args.as_dict()).items()
+                if name in given and section.init_args[name] != usual.get(name)
             ]
         limit = self.config["trainer"]["limit_val_batches"]
-        if limit not in (None, 1.0):
-            found.append(
-                self.located(
-                    "trainer.limit_val_batches", f"{limit}: validation sees a part of its split only"
-                )
+        # As the framework reads it: 1.0 is the whole, the number 1 a single batch.
+        if limit is not None and not (isinstance(limit, float) and limit == 1.0):
+            batches = (
+                f"{limit} batch{'es' if limit > 1 else ''}" if isinstance(limit, int) else f"{limit:.0%}"
             )
+            seen = f"validation sees {batches} of its split only" if limit else "there is no validation"
+            found.append(self.located("trainer.limit_val_batches", f"{limit}: {seen}"))
         return found
 
     def _set_seed(self) -> None:
@@ -216,8 +241,13 @@ class RunCLI(LightningCLI):
 
     def build_data(self) -> Any:
         """The data module alone, its text read and checked, before any network exists."""
-        section = self.config["data"]
-        data = _imported(section.class_path)(**section.init_args.as_dict())
+        self._check_data()
+        # Without links: they would read the text here, and its errors would come wrapped.
+        parser = RunParser()
+        parser.add_subclass_arguments(LightningDataModule, "data")
+        data = parser.instantiate(Namespace(data=self.config["data"])).data
+        if not hasattr(data, "check_source"):
+            data = self._plain(data)
         # What a message can name for a machine with a network.
         configs = self.launch.configs or [str(file.path) for file in self.files]
         words = [word for name in configs for word in ("--config", name)]
@@ -235,45 +265,71 @@ class RunCLI(LightningCLI):
         self._check_linked(data)
         return data
 
+    def _check_data(self) -> None:
+        """Refuses what only shows once mappings, whose keys are no options, are put together."""
+        section, class_type = self.config["data"], self._classes[("data",)]
+        assert class_type is not None
+        given = section.init_args.as_dict() if "init_args" in section else {}
+        if problems := options.problems(class_type, given):
+            raise ConfigurationError(self.located(f"data.init_args.{p.name}", p.rule) for p in problems)
+
+    def _plain(self, inner: LightningDataModule) -> PlainDataModule:
+        """A data module of somebody's own, with the sizes that the model is given or that it has as attributes."""
+        own = {name: getattr(inner, name, None) for name in LINKED}
+        sizes = {name: size for name, size in own.items() if type(size) is int}
+        sizes |= {str(s.path[-1]): s.value for s in self._sizes if type(s.value) is int}
+        asking = [
+            where
+            for where in (("model",), NETWORK)
+            if (chosen := self._classes.get(where)) is not None and "vocab_size" in options_of(chosen)
+        ]
+        if "vocab_size" not in sizes:
+            attribute = f"give {class_path(inner)} an attribute vocab_size"
+            key = ".".join(map(str, (*asking[-1], "init_args", "vocab_size"))) if asking else ""
+            raise ConfigurationError(
+                f"{key}: is not set, and {class_path(inner)} does not decide it; set it, or {attribute}"
+                if key
+                else f"data: nothing says how many tokens there are; {attribute}"
+            )
+        return PlainDataModule(inner, seed=self.config["seed"], **sizes)
+
     def _check_linked(self, data: Any) -> None:
         problems = []
-        for setting in self._given:
-            name = str(setting.path[-1])
-            if setting.path[:2] == ("model", "init_args") and name in ("vocab_size", "block_size"):
-                value = getattr(data, name)
-                if setting.value not in (None, value):
-                    problems.append(
-                        f"{setting.key} ({setting.origin}): {setting.value} differs from the data's {value}; leave it "
-                        "out, the data decides it"
-                    )
+        for setting in self._sizes:
+            value = getattr(data, str(setting.path[-1]))
+            if setting.value not in (None, value):
+                problems.append(
+                    f"{setting.place}: {setting.value} differs from the data's {value}; leave it out, the data "
+                    "decides it"
+                )
         if problems:
             raise ConfigurationError(problems)
 
-    def build_model(self, data: Any) -> LanguageModelModule:
-        """The module, with the data's vocabulary and block size where it takes them."""
+    def build_model(self, data: Any, weights: Mapping[str, Tensor] | None = None) -> LanguageModelModule:
+        """The module, with the data's vocabulary and block size where it takes them.
+
+        Args:
+            data: the data module.
+            weights: that it is going to take, all of them; it is not built where they could not fill it.
+        """
         section = self.config["model"]
-        class_type = _imported(section.class_path)
-        arguments = {
-            name: value
-            for name, value in section.init_args.as_dict().items()
-            if name not in ("vocab_size", "block_size")
-        }
-        accepted = config_problems.constructor_arguments(class_type)
-        for name in ("vocab_size", "block_size"):
-            if name in accepted:
-                arguments[name] = getattr(data, name)
+
+        def build() -> LanguageModelModule:
+            made = self.parser.instantiate(Namespace(data=data, model=section)).model
+            assert isinstance(made, LanguageModelModule)
+            return made
+
         try:
-            model = class_type(**arguments)
-        except (ValueError, TypeError) as error:
-            raise ConfigurationError(f"model ({section.class_path}): {error}") from error
-        except (MemoryError, RuntimeError) as error:
-            if not _is_allocation(error):
-                raise
-            raise ConfigurationError(
-                f"model ({section.class_path}): {_laid_out(class_type, arguments)} for which this machine has no "
-                "memory; make the network smaller"
-            ) from error
-        assert isinstance(model, LanguageModelModule)
+            if weights is not None:
+                # Weights in half precision fill a network that is built in full, and for a moment an untied one.
+                budget = Budget.of_file(2 * sum(tensor.nbytes for tensor in weights.values()))
+                # A constructor of the user's own may need tensors with entries.
+                with contextlib.suppress(RuntimeError):
+                    lay_out(build, budget.charge)
+            model = build()
+        except Exception as error:
+            told = explained(error, section.class_path, build)
+            raise told from (error if isinstance(told, ConfigurationError) else None)
         precision = self.config["trainer"]["precision"]
         if precision == "bf16-true" and any(t.is_floating_point() for t in model.network.running_state()):
             raise ConfigurationError(
@@ -296,105 +352,82 @@ class RunCLI(LightningCLI):
         """The trainer, on one endless stream of steps.
 
         Args:
-            callbacks: ours; they come after the watchers that the configuration names.
+            callbacks: ours; they come after those that the configuration names.
             plugins: ours, checkpoint files among them.
-            loggers: ours.
-            root: folder for whatever the framework still writes by itself.
-            with_watchers: whether the callbacks that the configuration names come too.
+            loggers: ours; they come before those that the configuration names.
+            root: the run directory, into which the framework's own write.
+            with_watchers: whether callbacks, loggers and profiler that the configuration names come too.
         """
         parser = RunParser()
         parser.add_class_arguments(Trainer, "trainer", instantiate=False, sub_configs=True)
         configured = self.config["trainer"].as_dict()
-        if not with_watchers:
+        if missing := list(trainer_rules.device_problems(configured)):
+            raise ConfigurationError(self.located(f"trainer.{name}", text) for name, text in missing)
+        beside: list[Logger] = []
+        if with_watchers:
+            allowed.place_callbacks(configured, root)
+            beside, wrong = allowed.take_loggers(configured, root)
+            if wrong:
+                raise ConfigurationError(self.located(f"trainer.{name}", text) for name, text in wrong)
+        else:
             configured |= {"callbacks": None, "enable_progress_bar": False}
-        quiet()
+        silence_framework()
         try:
             arguments = parser.instantiate(parser.parse_object({"trainer": configured}))["trainer"].as_dict()
-            watchers = arguments.pop("callbacks") or []
-            own = [watchers] if isinstance(watchers, Callback) else list(watchers)
+            own = _several(arguments.pop("callbacks"))
             arguments |= {
-                "callbacks": [*own, *callbacks],
+                "callbacks": [*own, *callbacks, *adopt(own)],
                 "plugins": [*plugins, *trainer_rules.environment()],
                 "strategy": trainer_rules.strategy(arguments),
-                "logger": loggers,
+                "logger": [*loggers, *beside, *_several(arguments["logger"])],
+                "profiler": allowed.profiler(arguments["profiler"], root),
+                "enable_checkpointing": any(isinstance(callback, Checkpoint) for callback in own),
                 "default_root_dir": root,
             }
             trainer = Trainer(**arguments)
-        except (MisconfigurationException, ArgumentError, ValueError, TypeError, RuntimeError) as error:
+        except (
+            MisconfigurationException,
+            ArgumentError,
+            ImportError,
+            ValueError,
+            TypeError,
+            RuntimeError,
+        ) as error:
             reasons = [line.strip() for line in str(error.__cause__ or error).splitlines() if line.strip()]
             raise ConfigurationError(f"trainer: {reasons[0] if reasons else type(error).__name__}") from error
+        if not self.config["fast_nondeterministic"]:
+            make_reproducible(trainer.strategy.root_device)
         install(trainer)
-        trainer._signal_connector = NoSignals(trainer)
         return trainer
+
+
+def _without_watchers(file: ConfigFile) -> ConfigFile:
+    """A configuration file without what watches or ends a training."""
+    trainer = file.data.get("trainer")
+    if not isinstance(trainer, dict):
+        return file
+    kept = {name: value for name, value in trainer.items() if name.removesuffix("+") not in allowed.OPTIONS}
+    return replace(file, data=file.data | {"trainer": kept})
 
 
 def allow_imports(trusted: Sequence[str]) -> None:
     """Restricts what a configuration may import to :data:`IMPORTABLE` and the user's own prefixes."""
+    check_trusted(trusted)
     set_parsing_settings(
         import_path_denylist=["*"],
         import_path_allowlist=[*IMPORTABLE, *trusted],
         config_read_mode_fsspec_enabled=False,
         config_read_mode_urls_enabled=False,
     )
-    # The folder by name: the parser goes into that of each file while it reads it.
-    if trusted and os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
+    if trusted:
+        make_trusted_found()
 
 
-def describe_network(network: Any) -> str:
-    """Class, parameters, and how many of them are matrices, on one line."""
-    counts = network.parameter_counts()
-    total = counts["trainable"] + counts["frozen"]
-    matrices = sum(
-        p.numel() for group in network.parameter_groups() if group["decay"] for p in group["params"]
-    )
-    frozen = f", {counts['frozen']:,} frozen" if counts["frozen"] else ""
-    feedback = f", {counts['feedback']:,} fixed feedback entries" if counts["feedback"] else ""
-    return f"{type(network).__name__}, {total:,} parameters ({matrices:,} in matrices{frozen}){feedback}"
+def _several(value: Any) -> list[Any]:
+    """What a section names, be it none, one or several."""
+    return list(value) if isinstance(value, list | tuple) else [value] if value else []
 
 
-def _help_words(launch: Launch) -> list[str]:
-    """``--help``, or the help of one class where that was asked for."""
-    return [word for word in launch.overrides if arguments.asks_for_class_help(word)] or ["--help"]
-
-
-def _imported(class_path: str) -> Any:
-    """A class whose path the parser has accepted and imported."""
-    module, _, name = class_path.rpartition(".")
-    return getattr(sys.modules[module], name)
-
-
-def _owner(section: Namespace, name: str) -> Any:
-    """The constructor, along the bases of a section's class, that names this argument."""
-    for base in _imported(section.class_path).__mro__:
-        if name in inspect.signature(base.__init__).parameters:
-            return base.__init__
-    raise AssertionError(f"{section.class_path} takes no {name}")
-
-
-def _is_allocation(error: Exception) -> bool:
-    """Whether memory could not be had, or a tensor would have more entries than can be counted."""
-    signs = ("allocate", "out of memory", "Storage size calculation overflowed", "invalid shape dimension")
-    return isinstance(error, MemoryError) or any(sign in str(error) for sign in signs)
-
-
-def _laid_out(class_type: type, arguments: dict[str, Any]) -> str:
-    """How large a module would be, found without memory for its weights."""
-    try:
-        with torch.device("meta"):
-            parameters = list(class_type(**arguments).parameters())
-    except RuntimeError:
-        return "weights of more bytes than can be counted,"
-    size = sum(p.numel() * p.element_size() for p in parameters)
-    return f"{sum(p.numel() for p in parameters):,} parameters, {size / 2**30:,.1f} GiB,"
-
-
-def _linked(data: Any) -> Any:
-    """Stands for a value that :meth:`RunCLI.build_model` takes from the data module."""
-    return data
-
-
-def _yaml_errors() -> tuple[type[Exception], ...]:
-    import yaml
-
-    return (yaml.YAMLError,)
+def _on_one_line(text: str) -> str:
+    line = "; ".join(part.strip() for part in text.splitlines() if part.strip())
+    return re.sub(r'^Parser key "([^"]+)":;? ?', r"\1: ", line)

@@ -11,12 +11,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from lightning.pytorch.strategies import DDPStrategy
-from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from app.run.errors import AppError, ExitCode, RankLostError
+from app.run.ranks import LAUNCHER
+from app.run.signals import exit_code_of, requested, starting_processes, waiting
+from app.training.lightning_seams import OpenDDPStrategy, OpenLauncher
 
 # The argument was renamed in torch 2.13.
 _NO_BUFFER_SYNC = (
@@ -57,7 +58,7 @@ def sum_over_ranks(tensors: Sequence[Tensor]) -> None:
         tensor.copy_(total.reshape(tensor.shape))
 
 
-class SupervisedDDPStrategy(DDPStrategy):
+class SupervisedDDPStrategy(OpenDDPStrategy):
     """Data parallelism in which no rank overwrites another's buffers and no lost rank goes unnoticed.
 
     Running statistics belong to the global batch and are reduced by their owners; the framework's default
@@ -71,25 +72,31 @@ class SupervisedDDPStrategy(DDPStrategy):
         options: dict[str, Any] = {_NO_BUFFER_SYNC: False, "gradient_as_bucket_view": True}
         super().__init__(process_group_backend=process_group_backend, **options)
 
-    def _setup_model(self, model: nn.Module) -> DistributedDataParallel:
-        # The framework's own (2.6) wraps on a stream apart, for the capture of CUDA graphs: gradients would then cross
-        # from stream to stream in every step, of which PyTorch from 2.10 on warns.
-        devices = self.determine_ddp_device_ids()
-        return DistributedDataParallel(module=model, device_ids=devices, **self._ddp_kwargs)
-
-    def _configure_launcher(self) -> None:
+    def setup_distributed(self) -> None:
+        """Meets the other ranks; on several nodes that is said first, since it may take until somebody starts them."""
         assert self.cluster_environment is not None
-        if not self.cluster_environment.creates_processes_externally:
-            self._launcher = SupervisedLauncher(self.cluster_environment, self.num_processes, self.num_nodes)
-            self._rdzv_store = None
+        n_others = self.num_nodes * self.num_processes - 1
+        place = f"{self.cluster_environment.main_address}:{self.cluster_environment.main_port}"
+        others = f"for {n_others} other rank{'s' if n_others > 1 else ''} at {place}"
+        if self.num_nodes > 1 and self.local_rank == 0:
+            print(
+                f"waiting  {others} (MASTER_ADDR, MASTER_PORT); this is node {self.node_rank} of {self.num_nodes}, "
+                "start the others with their NODE_RANK, or all of them with torchrun",
+                flush=True,
+            )
+        with waiting(others):
+            super().setup_distributed()
+
+    def make_launcher(self) -> "SupervisedLauncher":
+        """One that watches the ranks that it starts."""
+        assert self.cluster_environment is not None
+        return SupervisedLauncher(self.cluster_environment, self.num_processes, self.num_nodes)
 
 
-#: process id of the launching process, in the environment of the ranks that it starts
-LAUNCHER = "ARCHLAB_LAUNCHER"
 OnLost = Callable[[int, int], None]
 
 
-class SupervisedLauncher(_SubprocessScriptLauncher):
+class SupervisedLauncher(OpenLauncher):
     """Starts the other ranks and watches them, in place of an observer that kills on any non-zero exit."""
 
     #: told the local rank and exit code of a lost process, before this one ends
@@ -103,7 +110,8 @@ class SupervisedLauncher(_SubprocessScriptLauncher):
         """
         self.cluster_environment.validate_settings(num_devices=self.num_processes, num_nodes=self.num_nodes)
         os.environ[LAUNCHER] = str(os.getpid())
-        self._call_children_scripts()
+        with starting_processes():
+            self.start_ranks()
         watch = RankWatch(self.procs, self.on_lost)
         watch.start()
         try:
@@ -115,6 +123,9 @@ class SupervisedLauncher(_SubprocessScriptLauncher):
             self._wait_for_children(3.0 if is_broken or isinstance(error, AppError | SystemExit) else 0.0)
             lost = lost_rank(self.procs) if is_broken else None
             self.end_children()
+            if is_broken and (asked := requested()) is not None:
+                # All were told to stop, and the others have given up this one, or the one that hangs.
+                raise SystemExit(int(exit_code_of(asked))) from error
             if lost is not None:
                 raise RankLostError(lost_message(*lost)) from error
             raise
@@ -174,15 +185,15 @@ class RankWatch(threading.Thread):
         self._cancelled = threading.Event()
 
     def cancel(self) -> None:
-        """Stops watching."""
         self._cancelled.set()
 
     def run(self) -> None:
-        """Looks twice a second."""
         while not self._cancelled.wait(0.5):
             lost = lost_rank(self.processes)
             # An exception of this rank may be what brought the other down: let it speak first.
             if lost is None or self._cancelled.wait(2.0):
+                continue
+            if requested() is not None:  # we are leaving, in whatever way
                 continue
             for process in self.processes:
                 if process.poll() is None:
@@ -210,7 +221,6 @@ class ParentWatch(threading.Thread):
         return cls(int(os.environ.get(LAUNCHER) or os.getppid()))
 
     def run(self) -> None:
-        """Looks twice a second."""
         while os.getppid() == self.parent:
             time.sleep(0.5)
         print("error: the launching process is gone; this rank ends too", file=sys.stderr, flush=True)

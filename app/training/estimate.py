@@ -1,8 +1,7 @@
 """What a run will take, measured on a few of its own steps before it is begun."""
 
-import resource
+import os
 import statistics
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -11,6 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
+
+from app.run.memory import peak_bytes
 
 #: measured steps after the first, which also holds what only happens once
 MIN_STEPS, MAX_STEPS = 3, 20
@@ -139,19 +140,16 @@ class CostMeter(Callback):
             self._hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
             self._hooks.__enter__()
 
-    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
-        """Adds up what the forward pass has kept."""
-        if self._hooks is not None:
-            self._hooks.__exit__()
-            self._hooks = None
-            self.cost.activations = sum(self._kept.values())
-
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
-        """Takes the time of each step but the first.
+        """Adds up what the first forward pass has kept; takes the time of each step but the first.
 
         Raises:
             Enough: there are enough steps.
         """
+        if self._hooks is not None:
+            self._hooks.__exit__()
+            self._hooks = None
+            self.cost.activations = sum(self._kept.values())
         if not outputs["record"].is_last_micro:
             return
         if pl_module.device.type == "cuda":
@@ -175,9 +173,27 @@ class CostMeter(Callback):
         if pl_module.device.type == "cuda":
             self.cost.peak = torch.cuda.max_memory_allocated(pl_module.device)
         else:
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-            self.cost.peak = peak if sys.platform == "darwin" else peak * 1024
+            self.cost.peak = peak_bytes()
 
 
 def _bytes(tensor: Tensor) -> int:
     return tensor.numel() * tensor.element_size()
+
+
+def describe_network(network: Any) -> str:
+    """Class, parameters, and how many of them are matrices, on one line."""
+    counts = network.parameter_counts()
+    total = counts["trainable"] + counts["frozen"]
+    matrices = sum(
+        p.numel() for group in network.parameter_groups() if group["decay"] for p in group["params"]
+    )
+    frozen = f", {counts['frozen']:,} frozen" if counts["frozen"] else ""
+    feedback = f", {counts['feedback']:,} fixed feedback entries" if counts["feedback"] else ""
+    return f"{type(network).__name__}, {total:,} parameters ({matrices:,} in matrices{frozen}){feedback}"
+
+
+def device_name(trainer: Trainer) -> str:
+    device = trainer.strategy.root_device
+    if device.type == "cuda":
+        return f"{device} ({torch.cuda.get_device_name(device)})"
+    return f"{device} ({torch.get_num_threads()} threads of {os.cpu_count()})"

@@ -1,17 +1,50 @@
 """Evaluation of a checkpoint, outside of training."""
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
+from app.run import ranks
 from app.run.errors import ConfigurationError
 from app.run.randomness import seed_initialisation
+from app.run.saved_state import STATE_KEY
 from app.training.command_line import RunCLI
-from app.training.keepers import STATE_KEY, VerifiedCheckpointIO
-from app.training.quiet import quiet
+from app.training.counts import count_baseline, measured, print_counts
+from app.training.framework_output import silence_framework
+from app.training.run_callbacks.retention import VerifiedCheckpointIO
 
 
-def evaluate(cli: RunCLI, checkpoint: Path, name: Literal["validate", "test"] | str) -> dict[str, float]:
-    """Loss, bits per byte, perplexity and tokens of a whole split.
+class Evaluated(NamedTuple):
+    """What was found on a split.
+
+    Attributes:
+        figures: loss, bits per byte, perplexity and tokens by key; empty on other ranks than the first.
+        data: the data module.
+    """
+
+    figures: dict[str, float]
+    data: Any
+
+    def print_counts(self, split: Literal["val", "test"]) -> None:
+        """Says what counting reaches on the split; counted now, and not kept, where no training has done it."""
+        if not self.data.has_words:
+            return
+        found = measured("what counting reaches", lambda: count_baseline(self.data, keep=False), "left out")
+        if found is not None:
+            print_counts(found.losses.get(split), found.order, self.figures.get(f"{split}/loss"))
+
+
+def _notes(state: dict[str, Any], data: Any, name: str) -> Iterator[str]:
+    """What a person should know of the weights and of the text."""
+    if "weights" in state:
+        yield f"the weights are {state['weights']}"
+    if data.fingerprint != state["data"]:
+        yield "this is another text than the run was trained on"
+    yield from data.notes("val" if name == "validate" else "test")
+
+
+def evaluate(cli: RunCLI, checkpoint: Path, name: Literal["validate", "test"] | str) -> Evaluated:
+    """Evaluates a whole split.
 
     Args:
         cli: the run's configuration with the command line's changes.
@@ -22,18 +55,20 @@ def evaluate(cli: RunCLI, checkpoint: Path, name: Literal["validate", "test"] | 
         ConfigurationError: the text has other symbols than the run's, or the network is another.
         IntegrityError: the checkpoint is damaged.
     """
-    quiet()
+    silence_framework()
     content = VerifiedCheckpointIO().preload(checkpoint)
     data = cli.build_data()
+    data.open_validation()
     trained_on = content[STATE_KEY]["data"]["tokenizer"]
-    if data.tokenizer.hash != trained_on:
+    if data.fingerprint["tokenizer"] != trained_on:
         raise ConfigurationError(
-            f"data: the tokenizer {data.tokenizer.hash} is not the run's {trained_on}; restore the text"
+            f"data: the tokenizer {data.fingerprint['tokenizer']} is not the run's {trained_on}; restore the text"
         )
-    if data.fingerprint != content[STATE_KEY]["data"]:
-        print("note     this is another text than the run was trained on")
+    if ranks.number() == 0:
+        for note in _notes(content[STATE_KEY], data, name):
+            print(f"note     {note}")
     seed_initialisation(cli.config["seed"])
-    model = cli.build_model(data)
+    model = cli.build_model(data, content["state_dict"])
     try:
         model.load_state_dict(content["state_dict"])
     except RuntimeError as error:
@@ -45,4 +80,4 @@ def evaluate(cli: RunCLI, checkpoint: Path, name: Literal["validate", "test"] | 
     trainer = cli.build_trainer([], [], [], checkpoint.parent.parent, with_watchers=False)
     loop: Any = trainer.validate if name == "validate" else trainer.test
     loop(model, datamodule=data, verbose=False)
-    return model.last_validation if trainer.is_global_zero else {}
+    return Evaluated(model.last_validation if trainer.is_global_zero else {}, data)

@@ -1,38 +1,57 @@
 """One launch of a run: what is built, checked, recorded, trained and reported."""
 
-import os
+import math
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.loggers import Logger
 
 from app import __version__
-from app.run import manifest
+from app.run import manifest, trust
 from app.run.atomic import write_text
 from app.run.checkpoint import resume_name
-from app.run.configuration import strict_load
+from app.run.configuration import LAUNCH_KEYS, read_config, strict_load
 from app.run.errors import ConfigurationError, ExitCode
-from app.run.plan import Plan
+from app.run.launching import Plan
+from app.run.leftovers import clear
 from app.run.randomness import seed_initialisation
+from app.run.same_settings import digest
+from app.run.saved_state import STATE_KEY
 from app.run.signals import StopRequests
-from app.run.status import write_status
-from app.training.command_line import RunCLI, describe_network
-from app.training.curve import TrainingCurve, seconds_trained
+from app.run.status import read_status, write_status
+from app.run.terminal import say
+from app.training.command_line import RunCLI
+from app.training.counts import print_counts
 from app.training.distributed import SupervisedLauncher
-from app.training.hyperparameters import chosen
-from app.training.keepers import STATE_KEY, BestKeeper, RollingKeeper, RunState, VerifiedCheckpointIO
+from app.training.estimate import describe_network, device_name
+from app.training.first_weights import take_weights
 from app.training.language_model import LanguageModelModule
-from app.training.loggers import RunFilesLogger, TensorBoardRunLogger
-from app.training.nonfinite import NonFiniteStop
-from app.training.progress import RunProgress, clock
-from app.training.status_file import StatusFile
-from app.training.step_keys import StepKeys
-from app.training.stopping import StopOnSignal
-from app.training.summary import RunSummary
+from app.training.logging.loggers import RunFilesLogger, RunLogger, TensorBoardRunLogger
+from app.training.options import allowed
+from app.training.options.hyperparameters import chosen
+from app.training.plain_data import PlainDataModule
+from app.training.reproducible import is_reproducible
+from app.training.run_callbacks.curve import TrainingCurve, seconds_trained
+from app.training.run_callbacks.display import clock
+from app.training.run_callbacks.graphed_steps import GraphedSteps
+from app.training.run_callbacks.nonfinite import NonFiniteStop
+from app.training.run_callbacks.progress import RunProgress
+from app.training.run_callbacks.retention import (
+    BestCheckpoint,
+    LatestCheckpoints,
+    RunState,
+    VerifiedCheckpointIO,
+)
+from app.training.run_callbacks.status_file import StatusFile
+from app.training.run_callbacks.step_keys import StepKeys
+from app.training.run_callbacks.stopping import StopOnSignal
+from app.training.run_callbacks.summary import RunSummary
+from app.training.run_callbacks.watching import keep_running
+from app.training.run_callbacks.weight_averaging import RunAveraging, held_weights, train_on
+from app.training.same_run import check_same_run
 
-#: parts of a configuration that may differ between two launches of one run
-FREE_ON_RESUME = ("run_dir", "resume", "init_from", "trust_imports", "accept_data_change")
 #: what a reader of metrics.csv looks for first
 COLUMNS = ("tokens_seen", "train/loss", "train/bpb", "val/loss", "val/bpb")
 
@@ -56,13 +75,16 @@ class Session:
         self.requests = requests
         self.words = words
         self.seed: int = cli.config["seed"]
-        self.files = VerifiedCheckpointIO()
+        self.files = VerifiedCheckpointIO(launched.lock)
         self.resumed: dict[str, Any] | None = None
         self.trainer: Trainer | None = None
         self.model: LanguageModelModule | None = None
         self.summary: RunSummary | None = None
+        self.configuration: dict[str, Any] = strict_load(self.cli.resolved)
         self.changes: list[str] = []
+        self.is_inexact = False
         self.is_recorded = False
+        self.is_finished = False
 
     @property
     def step(self) -> int:
@@ -76,14 +98,27 @@ class Session:
         """Whether training ended before its last step without having been told to by a signal."""
         return self.trainer is not None and self.trainer.global_step < self.trainer.max_steps
 
+    @property
+    def ended_by(self) -> str:
+        """Which of the framework's callbacks has ended it before its last step, and why; empty otherwise."""
+        return allowed.ended_by(self.trainer) if self.trainer is not None and self.is_incomplete else ""
+
     def prepare(self) -> None:
         """Reads the checkpoint, builds model and trainer, checks that they fit, records the launch."""
         if self.launched.checkpoint is not None:
             self.resumed = self.files.preload(self.launched.checkpoint)
         seed_initialisation(self.seed)
-        self.model = self.cli.build_model(self.data)
+        self.model = self.cli.build_model(self.data, self.resumed["state_dict"] if self.resumed else None)
         if self.resumed is not None:
-            self._check_same_run(self.resumed[STATE_KEY])
+            state = self._completed(self.resumed[STATE_KEY])
+            self.changes += check_same_run(
+                self.model, self.data, self.seed, state, self.cli.launch.accept_data_change
+            )
+            if self._has_nothing_left(state):
+                self.is_finished = True
+                return
+            self._check_exact()
+            self.data.go_on_from(state["step"], state["windows_seen"])
             self._keep_resumable(self.launched.checkpoint, self.resumed)
         else:
             self._begin(self.launched.weights)
@@ -91,8 +126,21 @@ class Session:
         if self.launched.is_launcher:
             self._record()
 
+    def _check_exact(self) -> None:
+        """Data of somebody's own may not know how to go on."""
+        assert self.resumed is not None
+        if not isinstance(self.data, PlainDataModule):
+            return
+        problem = self.data.inexact(self.resumed.get(type(self.data).__name__))
+        if problem and not self.cli.launch.resume_inexact:
+            raise ConfigurationError(
+                f"{problem}; give it a stateful one, or begin that epoch anew with --resume_inexact true"
+            )
+        if problem:
+            self.is_inexact = True
+            self.launched.notes.append(f"{problem}: that epoch begins anew")
+
     def fit(self) -> None:
-        """Trains to the last step."""
         assert self.trainer is not None and self.model is not None
         if self.launched.is_launcher and self.trainer.world_size > 1:
             self.launched.hand_over()
@@ -105,100 +153,138 @@ class Session:
 
     # -- building ---------------------------------------------------------------------------------------
 
-    @property
-    def fingerprint(self) -> dict[str, Any]:
-        """What a checkpoint must agree with to be resumed."""
-        return {"seed": self.seed, "block_size": self.data.block_size, "data": self.data.fingerprint}
+    def _described(self) -> dict[str, Any]:
+        """What checkpoints say of the run, for whoever resumes it; where it computes is added with the trainer."""
+        return {
+            "seed": self.seed,
+            "block_size": self.data.block_size,
+            "data": self.data.fingerprint,
+            "configuration": {k: v for k, v in self.configuration.items() if k not in LAUNCH_KEYS},
+        }
+
+    def _place(self) -> dict[str, Any]:
+        """Where this launch computes: only at an equal place do equal runs end in equal bits."""
+        assert self.trainer is not None
+        device = self.trainer.strategy.root_device
+        return {
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+            "torch": str(torch.__version__),
+            "world_size": self.trainer.world_size,
+            "reproducible": is_reproducible(device),
+        }
 
     def _build_trainer(self) -> None:
-        state = RunState(self.fingerprint, self.launched.lock)
+        described = self._described()
+        state = RunState(described, self.launched.lock)
         curve = TrainingCurve(seconds_trained(self.directory.metrics, self.step))
-        best = BestKeeper(self.directory.checkpoints, state)
-        rolling = RollingKeeper(
-            self.directory.checkpoints, state, self.cli.config["checkpoint_every_n_steps"]
+        best = BestCheckpoint(self.directory.checkpoints, state)
+        config = self.cli.config
+        rolling = LatestCheckpoints(
+            self.directory.checkpoints,
+            state,
+            config["checkpoint_every_n_steps"],
+            config["keep_every_n_steps"],
         )
-        self.summary = RunSummary(self.directory, curve, best)
+        graphed = GraphedSteps() if self.cli.config["graph"] else None
+        self.summary = RunSummary(self.directory, curve, best, graphed)
         # The order counts: what is logged comes before what saves, and what saves before what reports.
         callbacks: list[Callback] = [
             StepKeys(self.seed),
+            *([graphed] if graphed else []),
             curve,
             NonFiniteStop(self.seed, self.directory.checkpoints),
             *([RunProgress(curve)] if self.cli.config["trainer"]["enable_progress_bar"] is not False else []),
             StopOnSignal(self.requests, rolling),
-            StatusFile(self.directory),
+            StatusFile(self.directory, self.launched.lock),
             state,
             best,
             rolling,
             self.summary,
         ]
         step = self.resumed[STATE_KEY]["step"] if self.resumed else None
-        if step is None and self.launched.resumes:
-            step = 0
         owes_validation = self.resumed is not None and self.resumed[STATE_KEY]["validation_pending"]
-        loggers = [
+        loggers: list[Logger] = [
             TensorBoardRunLogger(self.directory.path, step, owes_validation),
             RunFilesLogger(self.directory.path, step, columns=COLUMNS),
         ]
         self.trainer = self.cli.build_trainer(callbacks, [self.files], loggers, self.directory.path)
+        keep_running(self.trainer, self.step)
+        averages = any(isinstance(c, RunAveraging) for c in self.trainer.callbacks)  # type: ignore[attr-defined]
+        if self.resumed is not None and not averages and train_on(self.resumed):
+            self.launched.notes.append(
+                "the average of the weights ends here: training goes on from the trained ones"
+            )
         try:
             self.data.check_placement(self.trainer.world_size, self.trainer.accumulate_grad_batches)
         except ConfigurationError as error:
             named = (problem.partition(": ") for problem in error.problems)
-            problems = [self.cli.located(f"data.init_args.{name}", text) for name, _, text in named]
+            section = "trainer" if isinstance(self.data, PlainDataModule) else "data.init_args"
+            problems = [self.cli.located(f"{section}.{name}", text) for name, _, text in named]
             raise ConfigurationError(problems) from error
+        self._check_validation()
+        described["place"] = self._place()
         launcher = self.trainer.strategy.launcher
         if isinstance(launcher, SupervisedLauncher):
             launcher.on_lost = self._lost
 
+    def _check_validation(self) -> None:
+        """A share of the validation split that is less than a batch would be none."""
+        assert self.trainer is not None
+        limit: int | float = self.trainer.limit_val_batches
+        if limit <= 0 or not isinstance(limit, float):
+            return
+        n_batches = self.data.n_validation_batches(
+            self.trainer.world_size, self.trainer.accumulate_grad_batches
+        )
+        if n_batches and int(n_batches * limit) == 0:
+            raise ConfigurationError(
+                self.cli.located(
+                    "trainer.limit_val_batches",
+                    f"{limit} of {n_batches} validation batches is none; write {math.ceil(1e4 / n_batches) / 1e4} or "
+                    "more, a number of batches, or 0 to leave validation out",
+                )
+            )
+
     def _lost(self, rank: int, code: int) -> None:
         reason = f"rank {rank} was lost (code {code})"
-        write_status(self.directory.status, "failed", self.step, int(ExitCode.RANK_LOST), reason)
+        if self.launched.may_write:
+            write_status(self.directory.status, "failed", self.step, int(ExitCode.RANK_LOST), reason)
         self.launched.close()
 
-    # -- checking ---------------------------------------------------------------------------------------
+    def _completed(self, state: dict[str, Any]) -> dict[str, Any]:
+        """The state of a checkpoint of any format; what the first one does not say stands in its run directory."""
+        if "windows_seen" not in state:
+            before = self._kept_configuration()
+            state["windows_seen"] = state["step"] * before["data"]["init_args"]["batch_size"]
+            state |= {"configuration": before, "place": {}}
+        return state
 
-    def _check_same_run(self, state: dict[str, Any]) -> None:
-        assert self.model is not None
-        problems = []
-        ours, theirs = self.model.network.description(), state["network"]
-        for key in sorted({*ours["init_args"], *theirs["init_args"]}):
-            mine, other = ours["init_args"].get(key), theirs["init_args"].get(key)
-            if mine != other:
-                problems.append(
-                    f"model.init_args.{key}: {mine!r}, but the run has {other!r}; resuming keeps the architecture, "
-                    "use --init_from for another one"
-                )
-        if ours["class_path"] != theirs["class_path"]:
-            problems.append(
-                f"model: {ours['class_path']}, but the run has {theirs['class_path']}; start a new run"
-            )
-        if self.model.optimizer_name != state["optimizer"]:
-            problems.append(
-                f"model.init_args.optimizer: {self.model.optimizer_name!r}, but the run has {state['optimizer']!r}, "
-                "whose moments it cannot use; begin with --init_from"
-            )
-        if self.seed != state["seed"]:
-            problems.append(
-                f"seed: {self.seed}, but the run has {state['seed']}; a resumed run keeps its seed"
-            )
-        for key in sorted({*self.data.fingerprint, *state["data"]}):
-            mine, other = self.data.fingerprint.get(key), state["data"].get(key)
-            if mine == other:
-                continue
-            if key == "tokenizer":
-                problems.append(
-                    f"data: tokenizer is {mine!r}, but the run was trained with {other!r}; restore the text, or set "
-                    "the tokenizer_path of the data to the run's tokenizer.json where it has one"
-                )
-            elif self.cli.launch.accept_data_change:
-                self.changes.append(f"data {key}: {other!r} -> {mine!r}")
-            else:
-                problems.append(
-                    f"data: {key} is {mine!r}, but the run was trained with {other!r}; restore the text, or go on "
-                    "with the changed one with --accept_data_change"
-                )
-        if problems:
-            raise ConfigurationError(problems)
+    def _kept_configuration(self) -> dict[str, Any]:
+        """What the run's ``config.yaml`` says, as it now is."""
+        kept = read_config(self.directory.config).data
+        return {key: value for key, value in kept.items() if key not in LAUNCH_KEYS}
+
+    def _has_nothing_left(self, state: dict[str, Any]) -> bool:
+        """Whether the run was finished before, at this length or a greater one, or ended by what still ends it."""
+        status = read_status(self.directory.status)
+        if status is None or status["state"] != "finished" or state["validation_pending"]:
+            return False
+        max_steps = self.cli.config["trainer"]["max_steps"]
+        if state["step"] >= max_steps:
+            return True
+        before = state["configuration"]
+        return (
+            bool(status.get("reason"))
+            and status["step"] == state["step"]
+            and max_steps <= before["trainer"]["max_steps"]
+            and allowed.lengths(self.configuration) == allowed.lengths(before)
+        )
+
+    def abandon(self, code: ExitCode, reason: str) -> None:
+        """Records an end that the main thread does not come to."""
+        if self.is_recorded and self.launched.may_write:
+            write_status(self.directory.status, "stopped", self.step, int(code), reason)
+        self.launched.close()
 
     def _keep_resumable(self, checkpoint: Path | None, content: dict[str, Any]) -> None:
         """A best checkpoint that is gone on from stays resumable when later ones are given up."""
@@ -213,54 +299,71 @@ class Session:
             self.launched.notes += self.model.begin(None)
             return
         content = self.files.load_checkpoint(path)
-        prefix = "network."
-        weights = {name.removeprefix(prefix): x for name, x in content["state_dict"].items()}
-        self.launched.notes += self.model.begin(weights)
-        ours = self.model.state_dict()
-        theirs = {f"{prefix}{name}": x for name, x in self.model.network.starting_weights(weights).items()}
-        wrong = [name for name in sorted({*ours, *theirs}) if _shape(ours, name) != _shape(theirs, name)]
-        if wrong:
-            raise ConfigurationError(
-                f"--init_from {path}: the weights do not fit this network: {wrong[0]} is {_shape(theirs, wrong[0])} "
-                f"there and {_shape(ours, wrong[0])} here ({len(wrong)} tensors differ)"
-            )
-        self.model.load_state_dict(theirs)
+        self.launched.notes += take_weights(self.model, content["state_dict"], f"--init_from {path}")
 
     # -- recording --------------------------------------------------------------------------------------
 
     def _record(self) -> None:
         assert self.trainer is not None and self.model is not None
-        text = self.cli.parser.dump(self.cli.config, skip_link_targets=True, format="yaml")
-        if self.launched.resumes and self.directory.config.exists():
-            before = _flat(strict_load(self.directory.config.read_text()))
-            after = _flat(strict_load(text))
-            for key in sorted({*before, *after}):
-                if before.get(key) != after.get(key) and key.split(".")[0] not in FREE_ON_RESUME:
-                    self.changes.append(f"{key}: {before.get(key)!r} -> {after.get(key)!r}")
+        self.launched.open()  # building has taken its time; is it still ours?
+        if self.resumed is not None:
+            self._note_changes(self.resumed[STATE_KEY])
+        else:
+            if (
+                self.launched.resumes and self.directory.config.exists()
+            ):  # what is begun again, perhaps mended
+                self._note_changes({"configuration": self._kept_configuration(), "place": {}})
+            clear(self.directory.path)
+        # The first file: from here on the run can say how it ends, even on a disk that fills up.
+        write_status(self.directory.status, "starting", self.step)
+        self.is_recorded = True
         for logger in self.trainer.loggers:
             if isinstance(logger, TensorBoardRunLogger):
-                logger.log_configuration(chosen(strict_load(text), model=self.model, data=self.data))
-        self.data.tokenizer.save(self.directory.tokenizer)
+                data = self.data.inner if isinstance(self.data, PlainDataModule) else self.data
+                logger.log_configuration(chosen(self.configuration, model=self.model, data=data))
+            elif not isinstance(logger, RunLogger):
+                logger.log_hyperparams(_flat(self.configuration))
+        if self.data.tokenizer is not None:
+            self.data.tokenizer.save(self.directory.tokenizer)
         extra = {
             "archlab": __version__,
             "resumed_from": self.launched.checkpoint.name if self.launched.checkpoint else None,
+            "first_step": self.step,
+            "configuration": self._described()["configuration"],
             "init_from": str(self.launched.weights.resolve()) if self.launched.weights else None,
+            "replaces": self.launched.replaces,
+            "resume_inexact": self.is_inexact,
             "changes": self.changes,
+            "configuration_sha256": digest(self.cli.resolved),
             "device": device_name(self.trainer),
             "world_size": self.trainer.world_size,
             "threads": torch.get_num_threads(),
+            "place": self._place(),
             "data": self.data.fingerprint,
             "network": self.model.network.description(),
+            "trust_imports": trust.sealed(self.directory, self.cli.launch.trust_imports),
         }
         manifest.record_launch(
             self.directory, manifest.collect(["app", "fit", *self.words], seed=self.seed, extra=extra)
         )
         # After the manifest: a run that can be resumed by itself says which weights it began with.
+        text = self.cli.resolved
         write_text(self.directory.config, text)
         n_launch = len(list(self.directory.path.glob("config-*.yaml"))) + 1
         write_text(self.directory.path / f"config-{n_launch}.yaml", text)
-        write_status(self.directory.status, "starting", self.step)
-        self.is_recorded = True
+
+    def _note_changes(self, state: dict[str, Any]) -> None:
+        """What is otherwise than the checkpoint says, which nobody edits as they might ``config.yaml``."""
+        before, after = _flat(state["configuration"]), _flat(self._described()["configuration"])
+        if state["place"] not in ({}, self._place()):
+            before, after = before | state["place"], after | self._place()
+            self.launched.notes.append(
+                "the run goes on at another place: as exactly, but not to the same bits"
+            )
+        # An option that one of the two versions of this program does not know is no change of the user's.
+        for key in sorted({*before} & {*after}):
+            if before[key] != after[key]:
+                self.changes.append(f"{key}: {before[key]!r} -> {after[key]!r}")
 
     # -- reporting --------------------------------------------------------------------------------------
 
@@ -270,23 +373,24 @@ class Session:
         if not self.launched.is_launcher:
             return
         trainer, data = self.trainer, self.data
-        for note in [*self.launched.notes, *self.cli.notes()]:
-            print(f"note     {note}")
+        for note in [*self.launched.notes, *self.cli.notes(), *data.notes()]:
+            say("note", note)
         for change in self.changes:
-            print(f"changed  {change}")
-        print(f"run      {self.directory}")
+            say("changed", change)
+        say("run", str(self.directory))
         if self.resumed is not None:
-            print(f"resumed  after step {self.step}")
-        print(f"model    {describe_network(self.model.network)}")
-        print(f"data     {data.describe()}")
-        print(f"device   {device_name(trainer)}, world size {trainer.world_size}")
+            say("resumed", f"after step {self.step}")
+        say("model", describe_network(self.model.network))
+        say("data", data.describe())
+        fast = "" if is_reproducible(trainer.strategy.root_device) else ", not reproducible"
+        say("device", f"{device_name(trainer)}, world size {trainer.world_size}{fast}")
         accumulation = trainer.accumulate_grad_batches
-        print(
-            f"steps    {trainer.max_steps:,} of {data.batch_size} windows x {data.block_size} tokens = "
+        say(
+            "steps",
+            f"{trainer.max_steps:,} of {data.batch_size} windows x {data.block_size} tokens = "
             f"{data.tokens_per_step:,} tokens"
             + (f", in {accumulation} micro-batches" if accumulation > 1 else "")
             + f"; ready after {seconds:.1f} s",
-            flush=True,
         )
 
     def print_end(self) -> None:
@@ -295,37 +399,40 @@ class Session:
         if not (self.launched.is_launcher and self.summary.figures):
             return
         figures = self.summary.figures
-        print(f"finished step {figures['step']:,} after {clock(figures['launch/seconds'])}")
-        if "val/loss" in figures:
-            line = (
-                f"loss     validation {figures['val/loss']:.4f} nats, {figures['val/bpb']:.4f} bits per byte"
+        say("finished", f"step {figures['step']:,} after {clock(figures['launch/seconds'])}")
+        if self.ended_by:
+            say("ended", f"before step {self.trainer.max_steps:,} by {self.ended_by}")
+        for weights in held_weights(self.trainer).values():
+            say(
+                "weights",
+                f"{weights}, by app validate and app generate too; checkpoints hold the trained ones beside",
             )
+        if "val/loss" in figures:
+            line = f"validation {figures['val/loss']:.4f} nats"
+            if "val/bpb" in figures:
+                line += f", {figures['val/bpb']:.4f} bits per byte"
             if "val/word_perplexity" in figures:
                 line += f", {figures['val/word_perplexity']:.1f} word perplexity"
-            if figures["baseline/bigram_loss"] is not None:
-                line += f"; an add-one bigram has {figures['baseline/bigram_loss']:.4f} nats"
-            print(line)
+            if figures.get("val/unknown_share"):
+                line += f", {figures['val/unknown_share']:.2%} of its tokens being unknown words"
+            say("loss", line)
+        if "val/accuracy" in figures:
+            say("answers", f"{figures['val/accuracy']:.2%} of {figures['val/tokens']:,.0f} are right")
+        print_counts(figures["baseline/count_loss"], figures["baseline/count_order"], figures.get("val/loss"))
         if figures["samples/known_word_share"] is not None:
             share, n_words = figures["samples/known_word_share"], figures["samples/n_words"]
-            print(
-                f"samples  {share:.0%} of {n_words} generated words of four letters and more occur in the text"
+            of_counts = figures["baseline/count_known_word_share"]
+            beside = "" if of_counts is None else f"; of the counts' {of_counts:.0%}"
+            say(
+                "samples",
+                f"{share:.0%} of {n_words} generated words of four letters and more occur in the text{beside}",
             )
         if (picture := self.directory.figures / "learning_curve.png").exists():
-            print(f"picture  {picture}")
-        print(f"next     app validate {self.directory}\n         app generate {self.directory}", flush=True)
-        print(f"         tensorboard --logdir {self.directory} --host 127.0.0.1", flush=True)
-
-
-def device_name(trainer: Trainer) -> str:
-    """The device in words."""
-    device = trainer.strategy.root_device
-    if device.type == "cuda":
-        return f"{device} ({torch.cuda.get_device_name(device)})"
-    return f"{device} ({torch.get_num_threads()} threads of {os.cpu_count()})"
-
-
-def _shape(tensors: dict[str, torch.Tensor], name: str) -> tuple[int, ...] | None:
-    return tuple(tensors[name].shape) if name in tensors else None
+            say("picture", str(picture))
+        say("next", f"app validate {self.directory}")
+        writes = () if self.data.tokenizer is None else ("app generate {}",)
+        for command in (*writes, "app report {}", "tensorboard --logdir {} --host 127.0.0.1"):
+            say("", command.format(self.directory))
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

@@ -1,14 +1,15 @@
 """Tokenizers: text to token ids and back, each saved as one JSON file with a ``kind``."""
 
-import json
 from pathlib import Path
 from typing import Any
 
+from app.run.bounded import MAX_TABLE_BYTES, parse_json, read_bytes
 from app.run.errors import DataError
 from datamodules.tokenizers.base import Tokenizer
 from datamodules.tokenizers.bpe import BPETokenizer, GPT2Tokenizer
 from datamodules.tokenizers.byte import ByteTokenizer
 from datamodules.tokenizers.char import CharTokenizer
+from datamodules.tokenizers.symbols import SymbolTokenizer
 from datamodules.tokenizers.word import WordTokenizer
 
 __all__ = [
@@ -16,13 +17,14 @@ __all__ = [
     "ByteTokenizer",
     "CharTokenizer",
     "GPT2Tokenizer",
+    "SymbolTokenizer",
     "Tokenizer",
     "WordTokenizer",
     "from_dict",
     "load",
 ]
 
-KINDS = ("char", "byte", "word", "bpe", "gpt2")
+KINDS = ("char", "byte", "word", "bpe", "gpt2", "symbols")
 
 
 def from_dict(values: dict[str, Any]) -> Tokenizer:
@@ -46,6 +48,8 @@ def from_dict(values: dict[str, Any]) -> Tokenizer:
         if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
             raise DataError("words: must be a list of strings.")
         return WordTokenizer(words)
+    if kind == SymbolTokenizer.kind:
+        return SymbolTokenizer(values.get("vocab_size"))  # type: ignore[arg-type]
     raise DataError(f"kind: {kind!r} is no tokenizer kind; known: {', '.join(KINDS)}.")
 
 
@@ -53,10 +57,10 @@ def load(path: str | Path) -> Tokenizer:
     """Reads a ``tokenizer.json`` of any kind.
 
     Raises:
-        DataError: the file is missing, unreadable, not JSON, or not a tokenizer.
+        DataError: the file is missing, unreadable, larger than any vocabulary, not JSON, or not a tokenizer.
     """
     try:
-        values = json.loads(Path(path).read_text(encoding="utf-8"))
+        values = parse_json(read_bytes(path, MAX_TABLE_BYTES))
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}).") from None
     except ValueError as error:  # also UnicodeDecodeError

@@ -6,13 +6,27 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
 from app.run.atomic import write_text
+from datamodules.text import as_read
 
 Ids = Sequence[int] | np.ndarray
+
+
+class Losses(NamedTuple):
+    """What a text held that its tokens do not.
+
+    Attributes:
+        n_unknown: words that stand as another token, because the vocabulary has them not.
+        n_spaces: characters of white space, but for what is the same everywhere: one space between words, and at
+            most one before the first and after the last of a line.
+    """
+
+    n_unknown: int = 0
+    n_spaces: int = 0
 
 
 class Tokenizer(ABC):
@@ -21,7 +35,7 @@ class Tokenizer(ABC):
     Attributes:
         kind: what ``tokenizer.json`` names it.
         is_lossless: whether ``decode(encode(text)) == text`` for every text that can be encoded.
-        dtype: the smallest unsigned type that holds every id.
+        dtype: the smallest unsigned type that holds every id, in which they are kept.
         token_bytes: ``(vocab_size,)`` int64, UTF-8 bytes of the text that each token stands for.
     """
 
@@ -36,8 +50,11 @@ class Tokenizer(ABC):
         """Number of tokens."""
 
     @abstractmethod
+    def encode_compact(self, text: str) -> np.ndarray:
+        """Token ids ``(n,)`` of type :attr:`dtype`, as files of tokens hold them; see :meth:`encode`."""
+
     def encode(self, text: str) -> np.ndarray:
-        """Token ids ``(n,)`` of type :attr:`dtype` (convert to int64 before an embedding).
+        """Token ids ``(n,)`` int64, as networks take them.
 
         A text may be encoded in parts: where each begins with a space or line end that follows no white
         space, the ids together are those of the whole.
@@ -45,6 +62,22 @@ class Tokenizer(ABC):
         Raises:
             DataError: characters that the tokenizer does not know, named with their positions.
         """
+        return self.encode_compact(text).astype(np.int64)
+
+    def encode_prompt(self, text: str) -> np.ndarray:
+        """Token ids ``(n,)`` int64 of what a network is to go on from: with line ends as the texts it has read.
+
+        A text without a token, such as the empty one, stands for :meth:`start`.
+
+        Raises:
+            DataError: characters that the tokenizer does not know, named with their positions.
+        """
+        ids = self.encode(as_read(text))
+        return ids if len(ids) else self.start()
+
+    def losses(self, text: str, ids: np.ndarray) -> Losses:
+        """What of a text its ids do not hold; nothing where the tokenizer is lossless."""
+        return Losses()
 
     @abstractmethod
     def decode(self, ids: Ids) -> str:
@@ -86,7 +119,6 @@ class BytesTokenizer(Tokenizer):
 
     @property
     def vocab_size(self) -> int:
-        """Number of tokens."""
         return len(self._pieces)
 
     def decode(self, ids: Ids) -> str:
@@ -97,4 +129,4 @@ class BytesTokenizer(Tokenizer):
 
 def canonical(values: dict[str, Any]) -> str:
     """The one JSON text of plain values."""
-    return json.dumps(values, ensure_ascii=True, sort_keys=True, separators=(",", ":"))
+    return json.dumps(values, ensure_ascii=True, sort_keys=True, separators=(",", ":"), allow_nan=False)

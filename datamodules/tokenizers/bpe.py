@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from app.run.bounded import MAX_TABLE_BYTES, parse_json, read_bytes, require_size
 from app.run.errors import DataError
 from datamodules.tokenizers.base import BytesTokenizer
 from datamodules.tokenizers.byte import utf8
@@ -75,7 +76,7 @@ class BPETokenizer(BytesTokenizer):
         encoder.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
         return encoder
 
-    def encode(self, text: str) -> np.ndarray:
+    def encode_compact(self, text: str) -> np.ndarray:
         """Token ids ``(n,)``.
 
         Most words of a text have occurred before: the library merges each once, and from then on it is looked
@@ -119,6 +120,8 @@ class BPETokenizer(BytesTokenizer):
         """
         try:
             tokens = [str(token) for token in values["tokens"]]
+            if len(values["merges"]) > len(tokens):
+                raise DataError("merges: are more than the tokens that they make.")
             merges = [(tokens[left], tokens[right]) for left, right in values["merges"]]
         except (KeyError, TypeError, ValueError, IndexError):
             raise DataError("tokens, merges: must be a list of tokens and a list of pairs of ids.") from None
@@ -145,7 +148,9 @@ class GPT2Tokenizer(BPETokenizer):
                 "(https://huggingface.co/openai-community/gpt2), or name their folder as tokenizer_path."
             )
         try:
-            vocabulary = {str(k): int(v) for k, v in json.loads(paths[0].read_text("utf-8")).items()}
+            listed = parse_json(read_bytes(paths[0], MAX_TABLE_BYTES))
+            vocabulary = {str(k): int(v) for k, v in listed.items()}
+            require_size(paths[1], MAX_TABLE_BYTES)
             lines = paths[1].read_text("utf-8").split("\n")
             merges = [(left, right) for left, right in (line.split(" ") for line in lines if _is_merge(line))]
         except (OSError, ValueError, AttributeError, TypeError) as error:

@@ -16,7 +16,7 @@ class ByteTokenizer(BytesTokenizer):
     def __init__(self) -> None:
         super().__init__([bytes([value]) for value in range(256)])
 
-    def encode(self, text: str) -> np.ndarray:
+    def encode_compact(self, text: str) -> np.ndarray:
         """Token ids ``(n,)`` uint8, the UTF-8 bytes of the text.
 
         Bytes of a command line that are no UTF-8, which Python hands over as lone surrogates, stay themselves.
@@ -27,7 +27,6 @@ class ByteTokenizer(BytesTokenizer):
         return np.frombuffer(utf8(text), dtype=np.uint8)
 
     def to_dict(self) -> dict[str, Any]:
-        """The kind says it all."""
         return {"kind": self.kind}
 
 

@@ -46,10 +46,9 @@ class CharTokenizer(Tokenizer):
 
     @property
     def vocab_size(self) -> int:
-        """Number of tokens."""
         return len(self.alphabet)
 
-    def encode(self, text: str) -> np.ndarray:
+    def encode_compact(self, text: str) -> np.ndarray:
         """Token ids ``(len(text),)``.
 
         Raises:
@@ -71,7 +70,6 @@ class CharTokenizer(Tokenizer):
         return points.astype("<u4").tobytes().decode("utf-32-le", "surrogatepass")
 
     def to_dict(self) -> dict[str, Any]:
-        """Kind and alphabet."""
         return {"kind": self.kind, "alphabet": self.alphabet}
 
     def _unknown_message(self, text: str, positions: np.ndarray) -> str:

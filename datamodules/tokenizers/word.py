@@ -1,5 +1,6 @@
 """One token per word, counted as the literature on WikiText and Penn Treebank counts them."""
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
@@ -7,11 +8,15 @@ from typing import Any, ClassVar
 import numpy as np
 
 from app.run.errors import DataError
-from datamodules.tokenizers.base import BytesTokenizer
+from datamodules.text import code_points
+from datamodules.tokenizers.base import BytesTokenizer, Losses
 
 UNKNOWN, END_OF_LINE = "<unk>", "<eos>"
 MAX_COUNTED_WORDS = 1 << 20
 MAX_WORD_CHARACTERS = 1000
+#: by code point, whether it splits words and is neither a space nor a line end; the last one stands for all beyond
+_IS_OTHER_SPACE = np.array([chr(code).isspace() and chr(code) not in " \n" for code in range(0x3002)])
+_OWN_SYMBOL = re.compile(rf"({UNKNOWN}|{END_OF_LINE})(?!\S)")
 
 
 def count_words(text: str) -> int:
@@ -89,12 +94,26 @@ class WordTokenizer(BytesTokenizer):
         self.words = words
         self._ids = {word: number for number, word in enumerate(words)}
 
-    def encode(self, text: str) -> np.ndarray:
+    def encode_compact(self, text: str) -> np.ndarray:
         """Token ids ``(n,)``, one per word and per line end; words outside the vocabulary are ``<unk>``."""
         words = text.replace("\n", f" {END_OF_LINE} ").split()
         find = self._ids.get
         return np.fromiter((find(word, 0) for word in words), dtype=self.dtype, count=len(words))
 
+    def losses(self, text: str, ids: np.ndarray) -> Losses:
+        """Words that became ``<unk>`` without being one in the text, and white space between words.
+
+        A word that reads ``<eos>`` is lost as well: it cannot be told from a line end.
+        """
+        n_unknown = int(np.count_nonzero(ids == self._ids[UNKNOWN]))
+        for symbol in _OWN_SYMBOL.finditer(text):  # looking back in the pattern would cost ten times as much
+            if symbol.start() == 0 or text[symbol.start() - 1].isspace():
+                n_unknown += -1 if symbol[1] == UNKNOWN else 1
+        points = code_points(text)
+        is_space = points == ord(" ")
+        n_spaces = int(np.count_nonzero(is_space[1:] & is_space[:-1]))
+        n_spaces += int(np.count_nonzero(_IS_OTHER_SPACE.take(points, mode="clip")))
+        return Losses(n_unknown, n_spaces)
+
     def to_dict(self) -> dict[str, Any]:
-        """Kind and words."""
         return {"kind": self.kind, "words": self.words}

@@ -17,6 +17,15 @@ def test_a_start_that_dwarfs_the_rest_leaves_the_scale() -> None:
     assert scale_of([spiked, _rising(100, first=-9.0)]).labels[0] == "≤ 1.15"
 
 
+def test_a_peak_that_passes_leaves_the_scale() -> None:
+    peaked = _rising(100)
+    peaked[0, 40:48] = 50.0
+    assert scale_of([peaked]).labels[2] == "≥ 1.98"
+    lasting = _rising(100)
+    lasting[0] = 50.0
+    assert scale_of([lasting]).labels[2] == "50", "a row that stays high is no peak"
+
+
 @pytest.mark.parametrize("matrix", [_rising(100), _rising(4, first=50.0), np.r_[9.0, np.ones(99)][None]])
 def test_all_else_stays_in_it(matrix: np.ndarray) -> None:
     assert shown_range([matrix]) == (matrix.min(), matrix.max())

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from app.analysis.comparison import Run, compare, flat, read_rows, told_apart
-from app.analysis.comparison_figure import curve_of, draw_comparison
+from app.analysis.comparison_figure import curve_of, draw_comparison, leaving
 from app.commands.compare import what_compares
 
 
@@ -78,6 +78,29 @@ def test_another_text_is_another_group_and_compares_per_byte() -> None:
     assert comparison.loss_key == "val/bpb"
 
 
+def test_a_run_with_unknown_words_compares_with_none_of_another_tokenizer(tmp_path: Path) -> None:
+    runs = [made(path=f"x/{i}", **{"model.n_banks": i}) for i in range(3)]
+    for run, (tokenizer, extra) in zip(
+        runs, [("byte", {"val/bpb": 2.0}), ("word", {"val/unknown_share": 0.125}), ("old", {})], strict=True
+    ):
+        run.context = {"data.tokenizer": tokenizer}
+        for row in run.rows:
+            row |= extra if "val/loss" in row else {}
+    comparison = compare(runs)
+    assert comparison.loss_key == "val/bpb"
+    assert comparison.without_bytes == {"B": 0.125, "C": None}
+    assert "val/bpb" not in comparison.groups[1].figures()
+    assert comparison.groups[1].figures()["val/unknown_share"] == (0.125, 0.0, 1)
+    assert what_compares(comparison) == [
+        "the runs have different tokenizers: losses, in nats per token, do not compare; bits per byte (bpb) do, where they "
+        "are given",
+        "B compares with none of another tokenizer: it has no bits per byte, 12.50% of its validation tokens being unknown "
+        "words",
+        "C compares with none of another tokenizer: it has no bits per byte",
+    ]
+    draw_comparison(comparison, tmp_path / "curves.png")
+
+
 def test_experiments_names_where_they_tell_setups_apart() -> None:
     runs = [
         made(path="runs/one/1"),
@@ -128,9 +151,55 @@ def test_settings_that_go_with_a_class_are_left_out() -> None:
 
 def test_context_of_a_group_is_shown_where_it_differs() -> None:
     runs = [made(1), made(2), made(1, **{"model.n_banks": 4})]
-    for run, commit in zip(runs, ("p", "q", "q"), strict=True):
-        run.context = {**run.context, "launch.commit": commit}
-    assert compare(runs).differences == {"model.n_banks": [1, 4], "launch.commit": ["several", "q"]}
+    for run, python in zip(runs, ("3.11", "3.12", "3.12"), strict=True):
+        run.context = {**run.context, "launch.python": python}
+    assert compare(runs).differences == {"model.n_banks": [1, 4], "launch.python": ["several", "3.12"]}
+
+
+@pytest.mark.parametrize(
+    ("key", "values", "named"),
+    [
+        ("launch.commit", ["ab" * 20, "cd" * 20], ["commit abababab", "commit cdcdcdcd"]),
+        (
+            "launch.source_diff_sha256",
+            [None, "cd" * 32],
+            ["uncommitted changes none", "uncommitted changes cdcdcdcd"],
+        ),
+        ("place.device", ["cpu", "NVIDIA H200"], ["cpu", "NVIDIA H200"]),
+        ("place.torch", ["2.11.0", "2.13.0"], ["torch 2.11.0", "torch 2.13.0"]),
+        ("place.world_size", [1, [1, 2]], ["world size 1", "world size 1 then 2"]),
+        ("place.reproducible", [True, False], ["reproducible True", "reproducible False"]),
+        ("launch.changes", [None, ["a: 1 -> 2"]], ["changed none", "changed a: 1 -> 2"]),
+    ],
+)
+def test_runs_made_with_something_else_are_no_sample_of_one_thing(
+    key: str, values: list[Any], named: list[str]
+) -> None:
+    runs = [made(seed) for seed in (1, 2, 3, 4)]
+    for run, value in zip(runs, [*values, *values], strict=True):
+        run.context = {**run.context, key: value}
+    groups = compare(runs).groups
+    assert [[run.seed for run in group.runs] for group in groups] == [[1, 3], [2, 4]]
+    assert [group.label.split(", ", 1)[1] for group in groups] == named
+
+
+def test_a_seed_counts_once() -> None:
+    runs = [made(1), made(2, (4.0, 3.0, 2.7)), made(1), made(1)]
+    for number, run in enumerate(runs):
+        run.path = f"runs/x/{number}"
+    comparison = compare(runs)
+    (group,) = comparison.groups
+    assert [run.path for run in group.runs] == ["runs/x/0", "runs/x/1"]
+    assert [run.path for run in group.repeats] == ["runs/x/2", "runs/x/3"]
+    assert group.figures()["val/loss"] == compare(runs[:2]).groups[0].figures()["val/loss"]
+    assert group.figures()["val/loss"].n == 2
+    assert what_compares(comparison) == [
+        f"runs/x/{number}: seed 1 once more in A; a seed counts once" for number in (2, 3)
+    ]
+    unknown = [made(1), made(1)]
+    for number, run in enumerate(unknown):
+        run.path, run.configuration = f"runs/x/{number}", {**run.configuration, "seed": None}
+    assert len(compare(unknown).groups[0].runs) == 2
 
 
 def test_many_groups_have_letters() -> None:
@@ -220,3 +289,13 @@ def test_texts_that_differ_are_said() -> None:
     (note,) = what_compares(compare(runs))
     assert "different texts (A: stdlib; B: plays.txt)" in note
     assert what_compares(compare(runs[:1])) == []
+
+
+def test_every_series_that_leaves_the_frame_is_named() -> None:
+    series = {
+        "A": [np.array([2.0, 1.0])], "B": [np.array([1.5, np.nan]), np.array([0.5])],
+        "counting alone": [np.array([0.1])],
+    }  # fmt: skip
+    assert leaving(series, 0.4, 1.8) == "leave the frame: at the top A; at the bottom counting alone"
+    assert leaving(series, 0.6, 1.8) == "leave the frame: at the top A; at the bottom B, counting alone"
+    assert leaving(series, 0.0, 3.0) == ""

@@ -1,6 +1,8 @@
 """The figures of app crystallize, on cases whose answer is known."""
 
 import io
+import math
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -61,24 +63,25 @@ def test_recovered() -> None:
 def test_verdicts() -> None:
     ranks = [entry("lowrank", rank, share) for rank, share in ((1, 30.0), (8, 92.0), (16, 99.0))]
     keys = [entry("topk", k, share) for k, share in ((1, 0.0), (2, 60.0), (4, 91.0))]
-    found = statistics.verdict([*ranks, *keys], 64)
+    found = statistics.verdict([*ranks, *keys], 64, False)
     assert (found["kind"], found["rank"], found["top_k"]) == ("full", 8, 4)
     assert found["text"] == (
         "Rank 8 of 64 recovers 92 % (95 % interval 90 to 94 %) of what the top key alone loses; softmax over the best "
         "4 keys recovers 91 %."
     )
-    found = statistics.verdict([*ranks[:1], entry("lowrank", 32, 87.0), *keys[:2]], 64)
+    found = statistics.verdict([*ranks[:1], entry("lowrank", 32, 87.0), *keys[:2]], 64, False)
     assert (found["kind"], found["rank"], found["top_k"], found["best_rank"]) == ("partial", None, None, 32)
     assert found["text"].startswith("Partial: no rank recovers 90 %")
     assert "the best, 32 of 64, recovers 87 %" in found["text"]
     assert "no number of keys up to 2 does (the best 2 recover 60 %)" in found["text"]
-    found = statistics.verdict([entry("lowrank", 1, None), entry("topk", 2, None)], 64)
-    assert found["kind"] == "nothing to recover"
+    found = statistics.verdict([entry("lowrank", 1, None), entry("topk", 2, None)], 64, True)
+    assert found["kind"] == "undetermined"
+    assert found["text"].startswith("Undetermined: what the top key alone costs cannot be told from nothing")
 
 
 def test_the_full_width_is_no_low_rank() -> None:
     few = [entry("lowrank", rank, share) for rank, share in ((1, 30.0), (16, 80.0), (64, 100.0))]
-    found = statistics.verdict([*few, entry("topk", 2, 60.0)], 64)
+    found = statistics.verdict([*few, entry("topk", 2, 60.0)], 64, False)
     assert (found["kind"], found["rank"], found["best_rank"], found["best_recovered"]) == (
         "partial",
         None,
@@ -89,7 +92,7 @@ def test_the_full_width_is_no_low_rank() -> None:
         "Partial: only the full width recovers 90 % of what the top key alone loses; below it the best, 16 of 64, "
         "recovers 80 % (95 % interval 78 to 82 %)"
     )
-    found = statistics.verdict([few[-1]], 64)
+    found = statistics.verdict([few[-1]], 64, False)
     assert (found["kind"], found["best_rank"]) == ("partial", None)
     assert found["text"] == "Partial: only the full width recovers 90 % of what the top key alone loses."
 
@@ -193,7 +196,19 @@ def test_a_top_key_that_costs_nothing_is_not_divided_by() -> None:
     about = {"model": "GPT", "n_layers": 1, "n_blocks": 3, "seq_len": 16, "text": "a text", "unit": "byte"}
     summary = crystallize.summarise(losses, plan, basis, 0, about)
     assert {mode["recovered"] for mode in summary["modes"]} == {None}
-    assert summary["verdict"]["kind"] == "nothing to recover"
+    assert summary["verdict"]["kind"] == "undetermined"
+
+
+def test_a_cost_whose_interval_holds_zero_recovers_nothing_that_can_be_told() -> None:
+    plan = crystallize.stages((1, 2))
+    basis = ResidualBasis((0,), random_basis(2, 4, 4)[None], torch.ones(1, 2, 4))
+    own = [1.0, 1.1, 1.2, 1.3, 1.4]
+    about = {"model": "GPT", "n_layers": 1, "n_blocks": 5, "seq_len": 16, "text": "a text", "unit": "byte"}
+    for top1, kind in (([1.9, 0.7, 2.0, 0.8, 1.45], "undetermined"), ([1.2, 1.25, 1.4, 1.55, 1.6], "full")):
+        losses = {stage.name: own for stage in plan} | {"top1": top1}
+        assert np.mean(top1) > np.mean(own) + 0.05  # by the means alone it costs 5 % and more
+        summary = crystallize.summarise(losses, plan, basis, 0, about)
+        assert summary["verdict"]["kind"] == kind
 
 
 @pytest.mark.parametrize("kind", ["usual", "free", "uncertain"])
@@ -204,7 +219,7 @@ def test_table_and_picture_show_every_form(kind: str, tmp_path: Path) -> None:
             mode["recovered"] = None
         mode["recovered_interval"] = [1.0, 2.0] if kind == "usual" else None
     summary["bootstrap"]["n_free"] = 300 if kind == "uncertain" else 0
-    console = Console(width=140, record=True, file=io.StringIO())
+    console = Console(width=80, record=True, file=io.StringIO())
     console.print(mode_table(summary), spectrum_table(summary))
     shown = console.export_text()
     for mode in summary["modes"]:
@@ -217,7 +232,21 @@ def test_table_and_picture_show_every_form(kind: str, tmp_path: Path) -> None:
     r90 = summary["spectrum"]["r90"]
     for layer in (0, 1):
         for head in (0, 1):
-            row = next(line for line in shown.splitlines() if line.startswith(f"│ {layer}.{head} "))
-            assert f" {r90[layer][head]} " in row
+            row = next(line for line in shown.splitlines() if line.startswith(f"{layer}.{head} "))
+            assert row.split()[-1] == str(r90[layer][head])
     draw(summary, tmp_path / "picture.tmp")
     assert (tmp_path / "picture.tmp").read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+def test_forms_without_a_finite_perplexity_are_left_out(number: float, tmp_path: Path) -> None:
+    summary = experiment((1, 2))
+    summary |= {"model": "$x_{$[/]", "text": "a\nb\ud800", "unit": "[bold]"}
+    for mode in summary["modes"][2:8]:
+        mode |= dict.fromkeys(("perplexity", "delta", "recovered"), number)
+        mode |= dict.fromkeys(("perplexity_interval", "delta_interval", "recovered_interval"), [number] * 2)
+    console = Console(width=140, file=io.StringIO(), markup=False)
+    console.print(mode_table(summary), spectrum_table(summary))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        draw(summary, tmp_path / "picture.png")

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from app.analysis.comparison import Run, compare
+from app.analysis.depth_time import DepthTime, Rows
+from app.analysis.figures import draw_quantity
 from app.analysis.html import Markup, element, escaped, table
 from app.analysis.report import Material, read_lines, report
 from app.analysis.report.chart import Line, Scale, key, line_chart
@@ -129,13 +131,17 @@ def test_hostile_texts_are_shown_and_not_run() -> None:
     material.health = [
         {"step": 1, "key": "x", "state": "begins", "condition": HOSTILE, "place": HOSTILE, "what": HOSTILE}
     ]
-    material.figures = {HOSTILE: b"\x89PNG\r\n\x1a\n"}
+    rows = Rows(HOSTILE, "share", (HOSTILE,), (HOSTILE, "b"), unit=HOSTILE, meaning=HOSTILE)
+    kept = DepthTime(2)
+    kept.add(1, [0.2, 0.8])
+    material.figures = {HOSTILE: b"\x89PNG\r\n\x1a\n", "depth-x": draw_quantity(rows, kept, HOSTILE)}
     other = _material("r/other", d_model=16)
     for page in (_report(material, notes=(HOSTILE,)), _report(material, other)):
         assert is_self_contained(page)
         reader = Reader(page)
         assert reader.text.count("<script>alert('x')</script>") >= 9
-        assert not any(tag == "script" for tag, _ in reader.elements)
+        scripts = [attributes.get("type") for tag, attributes in reader.elements if tag == "script"]
+        assert scripts == ["application/json", None], "the numbers of the figure, and what draws them"
         assert not any(name.startswith("on") for _, attributes in reader.elements for name in attributes)
 
 
@@ -257,7 +263,7 @@ def test_a_steep_start_leaves_the_chart() -> None:
     fast = _material("r/a", n=40)
     fast.run.rows[0]["train/loss"] = 1000.0
     page = _report(fast)
-    assert "leaves the chart at its top" in page
+    assert "leave the frame: at the top" in page
     heights = [float(y) for y in re.findall(r'text-anchor="end">([\d.]+)<', page)]
     assert max(heights) < 20, "the scale is that of the rest"
 

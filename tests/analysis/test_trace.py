@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from app.analysis.trace import Trace, TracedMeasure, token_texts, trace, trace_page
-from app.analysis.trace.texts import visible
+from app.analysis.trace import Trace, TracedMeasure, TracedRun, token_texts, trace, trace_page
+from app.analysis.trace.texts import parts_of_characters, visible
 from app.models.equilibrium import EquilibriumLM
 from app.models.gpt import GPT
 from app.models.tilelli import TilelliLM
@@ -90,7 +90,7 @@ def _page(texts: list[str]) -> str:
         HOSTILE: TracedMeasure(np.zeros((2, n), dtype=np.int64), (HOSTILE, "b")),
         "loss": TracedMeasure(np.array([np.nan] + [1.5] * (n - 1), dtype=np.float32), unit="nats"),
     }
-    return trace_page(Trace(np.arange(n), measures, 4), texts, HOSTILE, HOSTILE)
+    return trace_page([TracedRun(Trace(np.arange(n), measures, 4), texts, HOSTILE)] * 2, HOSTILE, HOSTILE)
 
 
 def test_a_hostile_text_is_shown_and_not_run() -> None:
@@ -103,7 +103,8 @@ def test_a_hostile_text_is_shown_and_not_run() -> None:
     ]
     assert not any(tag == "img" for tag, _ in reader.elements)
     (content,) = re.findall(r'<script id="data" type="application/json">(.*?)</script>', page)
-    data = json.loads(content)
+    data, again = json.loads(content)["runs"]
+    assert data == again
     assert data["tokens"] == [visible(HOSTILE), "</script>", "<!--", "b⏎"]
     assert data["breaks"] == [3]
     assert data["measures"][0]["name"] == HOSTILE
@@ -140,11 +141,23 @@ def test_a_character_of_several_tokens_stands_at_the_first() -> None:
     assert token_texts([], decode) == []
 
 
+def test_parts_of_a_character_are_told_apart() -> None:
+    assert parts_of_characters(["a", "é", "⋯", "b"]) == [
+        "",
+        "part 1 of 2 of é: byte C3",
+        "part 2 of 2 of é: byte A9",
+        "",
+    ]
+    assert parts_of_characters(["🙂", "⋯"]) == ["part 1 of 2 of 🙂", "part 2 of 2 of 🙂"], (
+        "two tokens of four bytes"
+    )
+
+
 def test_a_unit_is_not_said_twice() -> None:
     measures = {"deviation": TracedMeasure(np.zeros((2, 1), dtype=np.float32), unit="deviation")}
-    page = trace_page(Trace(np.zeros(1, dtype=np.int64), measures, 4), ["a"], "t", "s")
+    page = trace_page([TracedRun(Trace(np.zeros(1, dtype=np.int64), measures, 4), ["a"], "x")], "t", "s")
     (content,) = re.findall(r'type="application/json">(.*?)</script>', page)
-    assert json.loads(content)["measures"][0]["unit"] == ""
+    assert json.loads(content)["runs"][0]["measures"][0]["unit"] == ""
 
 
 def test_a_token_measure_has_a_shape() -> None:

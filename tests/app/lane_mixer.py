@@ -81,3 +81,24 @@ class LaneMixerModule(LanguageModelModule):
         self, vocab_size: int, d_model: int = 8, n_layers: int = 2, dropout: float = 0.1, **training: Any
     ):
         super().__init__(LaneMixer(vocab_size, d_model, n_layers, dropout), **training)
+
+
+class Lion(torch.optim.Optimizer):
+    """Chen et al. 2023, without decay.
+
+    Args:
+        params: what it moves.
+        lr: rate.
+        beta: weight of the past in the update.
+    """
+
+    def __init__(self, params: Any, lr: float = 1e-4, beta: float = 0.9):
+        super().__init__(params, {"lr": lr, "beta": beta})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                average = self.state[parameter].setdefault("average", torch.zeros_like(parameter))
+                parameter.sub_(average.lerp(parameter.grad, 1 - group["beta"]).sign(), alpha=group["lr"])
+                average.lerp_(parameter.grad, 0.01)

@@ -39,6 +39,12 @@ def mistake(
 
 
 FILE = "config.yaml, line "
+#: the rest of a sound file, for values that cannot be dumped as they are written
+TRAINED = """
+model: {class_path: app.training.GPTModule, init_args: {d_model: 16, n_layers: 2, n_heads: 2}}
+data: {class_path: datamodules.CharDataModule, init_args: {path: text.txt, block_size: 16, batch_size: 4}}
+trainer: {accelerator: cpu, max_steps: 1}
+"""
 MISTAKES = {
     # keys
     "a key with a typo": mistake(
@@ -46,6 +52,22 @@ MISTAKES = {
     ),
     "a section with a typo": mistake("trianer (", FILE, "did you mean 'trainer'?", trianer={"max_steps": 3}),
     "a trainer key with a typo": mistake("trainer.max_step (", FILE, "did you mean 'max_steps'?", trainer__max_step=3),
+    "what others call an option": mistake(
+        "model.init_args.n_embd (", FILE, "there is no such key; did you mean 'd_model'?", model__init_args__n_embd=32
+    ),
+    "an option of another section": mistake(
+        "lr (command line): there is no such key; did you mean '--model.learning_rate'?", words=("--lr", "3")
+    ),
+    "the same in a file": mistake(
+        "model.init_args.bs (", FILE, "did you mean 'data.init_args.batch_size'?", model__init_args__bs=4
+    ),
+    "what the data decides": mistake(
+        "model.init_args.seq_len (", FILE, "did you mean 'data.init_args.block_size'?", model__init_args__seq_len=4
+    ),
+    "epochs, and no length": mistake(
+        "epochs (command line): there is no such key; did you mean '--trainer.max_steps'?",
+        words=("--epochs", "3"), trainer={"accelerator": "cpu"},
+    ),
     "no abbreviation": mistake(
         "trainer.max_step (command line): there is no such key; did you mean 'max_steps'?",
         words=("--trainer.max_step", "3"),
@@ -70,9 +92,13 @@ MISTAKES = {
     "a text for a number": mistake(
         "model.init_args.n_layers (", FILE, "'two' is not an integer", model__init_args__n_layers="two"
     ),
+    "a time for a number": mistake("seed (", FILE + "1): '1:30' is not an integer", text="seed: 1:30\n" + TRAINED),
+    "a time on the command line": mistake("seed (command line)", "'1:30' is not an integer", words=("--seed", "1:30")),
+    "an octal number": mistake("seed (", FILE + "1): '0o17' is not an integer", text="seed: 0o17\n" + TRAINED),
+    "a number that begins with a zero": mistake("seed (", FILE + "1): '017' is not an integer", text="seed: 017\n" + TRAINED),
     "a fraction of a step": mistake("trainer.max_steps (", FILE, "2.5 is not an integer", trainer__max_steps=2.5),
     "none of the choices": mistake(
-        "model.init_args.schedule (", "'cosin' is not one of 'cosine', 'wsd'", model__init_args__schedule="cosin"
+        "model.init_args.schedule (", "'cosin' is not one of cosine, wsd", model__init_args__schedule="cosin"
     ),
     "a list for a section": mistake("trainer (", FILE, trainer=["max_steps", 3]),
     "a number for a section": mistake("trainer (", FILE, trainer=3),
@@ -91,11 +117,11 @@ MISTAKES = {
         model__init_args__learning_rate=-1.0,
     ),
     "heads that do not divide": mistake("n_heads (", "3", model__init_args__n_heads=3),
-    "no steps": mistake("trainer.max_steps (", "0 is out of range; it must be 1 or more", trainer__max_steps=0),
-    "an infinite run": mistake("trainer.max_steps (", "-1 is out of range; it must be 1 or more", trainer__max_steps=-1),
-    "no length": mistake("trainer.max_steps: -1 is out of range; it must be 1 or more", trainer={"accelerator": "cpu"}),
+    "no steps": mistake("trainer.max_steps (", "0 is out of range; it must be at least 1", trainer__max_steps=0),
+    "an infinite run": mistake("trainer.max_steps (", "-1 is out of range; it must be at least 1", trainer__max_steps=-1),
+    "no length": mistake("trainer.max_steps: is not set; give the length of the run in optimizer steps", trainer={"accelerator": "cpu"}),
     "a negative seed": mistake("seed (", "-1 is out of range", seed=-1),
-    "a tiny block": mistake("data.init_args.block_size (", "1 is too small", data__init_args__block_size=1),
+    "a tiny block": mistake("data.init_args.block_size (", "1 is out of range; it must be at least 2", data__init_args__block_size=1),
     # the form of the file
     "broken YAML": mistake("config.yaml, line 2, column", text="trainer:\n\tmax_steps: 3\n"),
     "a duplicate key": mistake(
@@ -110,7 +136,7 @@ MISTAKES = {
     "a binary file": mistake("config.yaml: is not UTF-8 text (byte 0)", text=b"\xff\xfe\x00"),
     "a list": mistake("config.yaml: holds a list, must hold `key: value` lines", text="- seed: 1\n"),
     # what contradicts
-    "two sources": mistake("'stdlib' and path", "are both given. Keep one of them", data__init_args__source="stdlib"),
+    "two sources": mistake("stdlib: and path", "are both given; keep one of them", data__init_args__source="stdlib"),
     "fractions above one": mistake(
         "data.init_args.val_fraction (", "leave nothing to train on",
         data__init_args__val_fraction=0.6, data__init_args__test_fraction=0.5,
@@ -137,10 +163,12 @@ MISTAKES = {
         "trainer.max_epochs (", FILE, "trainer.max_steps is its only length", trainer__max_epochs=3
     ),
     "a share of an epoch": mistake(
-        "trainer.val_check_interval (", "must be a whole number of optimizer steps", trainer__val_check_interval=0.25
+        "trainer.val_check_interval (", "0.25 is not an integer", trainer__val_check_interval=0.25
     ),
     "limited batches": mistake("trainer.limit_train_batches (", "trainer.max_steps", trainer__limit_train_batches=5),
     "overfitting": mistake("trainer.overfit_batches (", "data.init_args.repeat_windows", trainer__overfit_batches=2),
+    "other bits": mistake("trainer.deterministic (", "fast_nondeterministic: true", trainer__deterministic=False),
+    "kernels by timing": mistake("trainer.benchmark (", "leave it out", trainer__benchmark=True),
     "half precision": mistake("trainer.precision (", "'16-mixed' has too small a range; use bf16-mixed", trainer__precision="16-mixed"),
     "clipping by the trainer": mistake("trainer.gradient_clip_val (", "model.init_args.gradient_clip", trainer__gradient_clip_val=1.0),
     # the command line
@@ -200,9 +228,9 @@ def refusals(application: Application, tmp_path_factory: pytest.TempPathFactory)
 
 
 def assert_refused(ended: Ended, n_problems: int = 1) -> None:
-    """Exit code 2, one line per problem, nothing else."""
+    """Exit code 2, one line per problem, nothing else but what was under way."""
     assert ended.code == 2, ended
-    assert ended.out == "", ended
+    assert all(line.startswith("start ") for line in ended.out.splitlines()), ended
     lines = ended.err.splitlines()
     assert len(lines) == n_problems, ended
     assert all(line.startswith("error: ") for line in lines), ended
@@ -214,6 +242,27 @@ def test_a_mistake(refusals: dict[str, Future[Ended]], kind: str) -> None:
     assert_refused(ended)
     for part in MISTAKES[kind].said:
         assert part in ended.err, ended
+
+
+def test_gpus_that_are_not_there(application: Application, tmp_path: Path) -> None:
+    text = tiny.write_text(tmp_path / "text.txt", n_words=300)
+    config = tiny.write(tmp_path / "config.yaml", sound(text, trainer__accelerator="gpu"))
+    for words, said in (
+        ((), ("trainer.accelerator (", FILE, "there is no GPU here; leave it out")),
+        (
+            ("--trainer.accelerator", "auto", "--trainer.devices=[0, 3]"),
+            ("trainer.devices (command line): [0, 3] numbers GPUs", "leave it out"),
+        ),
+    ):
+        ended = application.run(
+            "fit", "--config", config, *words, cwd=tmp_path, env={"CUDA_VISIBLE_DEVICES": ""}
+        )
+        assert_refused(ended)
+        for part in said:
+            assert part in ended.err, ended
+    assert not (tmp_path / "runs").exists()
+    prepared = application.run("prepare", "--config", config, cwd=tmp_path, env={"CUDA_VISIBLE_DEVICES": ""})
+    assert prepared.code == 0, prepared
 
 
 def test_all_of_them_at_once(application: Application, tmp_path: Path) -> None:
@@ -297,6 +346,35 @@ def test_the_command_line_comes_last_wherever_it_stands(application: Application
     assert runs.status(run)["step"] == 2
 
 
+def test_configurations_named_first(application: Application, tmp_path: Path) -> None:
+    text = tiny.write_text(tmp_path / "text.txt", n_words=300)
+    tiny.write(tmp_path / "config.yaml", sound(text, trainer__max_steps=40))
+    (tmp_path / "over.yaml").write_text("trainer:\n  max_steps: 3\n")
+    run = tmp_path / "run"
+    ended = application.run("fit", "config.yaml", "over.yaml", "--run_dir", run, cwd=tmp_path)
+    assert ended.code == 0, ended
+    assert runs.status(run)["step"] == 3
+    ended = application.run("fit", "run", cwd=tmp_path)
+    assert ended.err == "error: run: is a directory; to go on with a run write --resume run\n"
+    prepared = application.run("prepare", "config.yaml", cwd=tmp_path)
+    assert prepared.code == 0, prepared
+
+
+def test_what_it_all_comes_to_is_printed(application: Application, tmp_path: Path) -> None:
+    text = tiny.write_text(tmp_path / "text.txt", n_words=300)
+    tiny.write(tmp_path / "config.yaml", sound(text))
+    words = ("fit", "config.yaml", "--print_config")
+    ended = application.run(*words, "--model.dropout", 0.25, cwd=tmp_path)
+    assert ended.code == 0, ended
+    printed = yaml.safe_load(ended.out)
+    assert printed["model"]["init_args"]["dropout"] == 0.25
+    assert printed["data"]["init_args"]["val_fraction"] == 0.1  # a default
+    (tmp_path / "printed.yaml").write_text(ended.out)
+    assert application.run("fit", "printed.yaml", "--print_config", cwd=tmp_path).out == ended.out
+    assert application.run(*words, "--lr", 3, cwd=tmp_path).code == 2
+    assert {path.name for path in tmp_path.iterdir()} == {"text.txt", "config.yaml", "printed.yaml"}
+
+
 #: files that want to run something; MARK stands for a file that would then exist
 ATTACKS = {
     "os.system as the model": "model:\n  class_path: os.system\n  init_args:\n    command: touch MARK\n",
@@ -364,7 +442,8 @@ def test_nothing_in_a_configuration_is_run(attacks: dict[str, Future[Ended]], ki
 
 
 def test_neither_on_the_command_line(application: Application, tmp_path: Path) -> None:
-    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'mark')!r}, 'w')\nclass Model: pass\n")
+    for name in ("evil", "callbacksx", "datamodules_evil"):
+        (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'mark')!r}, 'w')\nclass Model: pass\n")
     text = tiny.write_text(tmp_path / "text.txt", n_words=300)
     config = tiny.write(tmp_path / "config.yaml", sound(text))
     (tmp_path / "trainer.yaml").write_text("callbacks:\n- class_path: evil.Model\n")
@@ -373,6 +452,12 @@ def test_neither_on_the_command_line(application: Application, tmp_path: Path) -
         (("--trainer.callbacks+=evil.Model",), "may not be imported"),
         (("--trainer", "trainer.yaml"), "stands for a whole section"),
         (("--trust_imports", "good", "--model", "evil.Model"), "'evil.Model' may not be imported"),
+        (("--trust_imports", "ev", "--model", "evil.Model"), "'evil.Model' may not be imported"),
+        (("--trainer.callbacks+=callbacksx.Model",), "may not be imported"),
+        (("--data", "datamodules_evil.Model"), "'datamodules_evil.Model' may not be imported"),
+        (("--trainer.callbacks+=callbacks.trits.torch.save",), "cannot be imported"),
+        (("--model", "app.training.evaluation_steps.LightningModule"), "may not be imported"),
+        (("--trust_imports", "my-package", "--model", "evil.Model"), "is no name of a package or module"),
     ):
         ended = application.run(
             "fit", "--config", config, *words, cwd=tmp_path, prelude="import sys; sys.path.insert(0, '')"

@@ -28,13 +28,13 @@ STAGES = 1 + 3 + 4 + 2 * 4  # the basis, three forms without a number, k = 1 2 4
 
 KILL_AFTER = """
 import os, signal
-from app.run.stages import Stages
-keep = Stages.keep
+from app.run.partial_results import PartialResults
+keep = PartialResults.keep
 def keep_and_die(self, name, result):
     keep(self, name, result)
     if name == {name!r}:
         os.kill(os.getpid(), signal.SIGKILL)
-Stages.keep = keep_and_die
+PartialResults.keep = keep_and_die
 """
 
 
@@ -58,7 +58,7 @@ def trained(application: Application, tmp_path_factory: pytest.TempPathFactory) 
     for attention in ("softmax", "sigmoid"):
         model = {
             "class_path": "app.training.LocalGPTModule",
-            "init_args": {"n_layer": 1, "n_head": 2, "n_embd": 8, "attn_mode": attention},
+            "init_args": {"n_layers": 1, "n_heads": 2, "d_model": 8, "attn_mode": attention},
         }
         few = dict(trainer__max_steps=2, trainer__val_check_interval=2)
         local = tiny.write(folder / f"{attention}.yaml", tiny.gpt(text, model=model, **few))
@@ -95,7 +95,7 @@ def test_the_recipe_of_the_tuned_configuration_names_what_is_written() -> None:
     """The heading's basis is the file of the layers that the configuration crystallises."""
     path = find_config("crystal_tuned16")
     layers = read_config(path).data["model"]["init_args"]["crystal_layers"]
-    assert f"RUN/crystallize/{basis_name(layers)}" in path.read_text().splitlines()[0]
+    assert f"RUN/crystallize/{basis_name(layers)}" in path.read_text().splitlines()[2]
     assert f"app crystallize RUN --layers {' '.join(map(str, layers))}" in path.read_text()
     ours, scratch = (read_config(find_config(f"crystal_{name}16")).data for name in ("tuned", "lowrank"))
     assert ours["data"] == scratch["data"]
@@ -270,8 +270,8 @@ MISTAKES: list[tuple[tuple[object, ...], str]] = [
     (("--device", "cuda:99"), "--device cuda:99: cannot be used here"),
     (("--device", "meta"), "--device meta: cannot be used here"),
     (("--device", "hpu"), "--device hpu: cannot be used here"),
-    ((*SMALL, "--out_dir", "a-file"), "--out_dir a-file: there is a file in its place"),
-    ((*SMALL, "--out_dir", "a-file/below"), "--out_dir a-file/below: there is a file in its place"),
+    ((*SMALL, "--out_dir", "a-file"), "--out_dir a-file: is a file; name a directory"),
+    ((*SMALL, "--out_dir", "a-file/below"), "--out_dir a-file/below: a-file is a file, and nothing can lie below it"),
     (("--data", "gpt_char"), "gpt_char: this text has another tokenizer"),
     (("--data", "nowhere"), "nowhere"),
     (("--layer", 1), "unrecognized arguments: --layer 1"),
@@ -325,7 +325,7 @@ def test_a_local_gpt_with_either_attention(
 
 
 @pytest.mark.skipif(importlib.util.find_spec("transformers") is None, reason="transformers is not installed")
-def test_a_gpt2_of_transformers(
+def test_models_of_transformers(
     application: Application,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -355,7 +355,7 @@ def test_a_gpt2_of_transformers(
     assert code == 0, err
     assert figures(tmp_path / "run" / "crystallize")["n_layers"] == 2
 
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, LlamaConfig, LlamaForCausalLM
 
     load("run", trust_imports=["hf_gpt2"]).network.inner.save_pretrained("saved")  # type: ignore[union-attr, operator]
     code, _, err = crystallize(
@@ -365,11 +365,17 @@ def test_a_gpt2_of_transformers(
     saved, ours = figures(tmp_path / "out"), figures(tmp_path / "run" / "crystallize")
     assert saved["model"] == "GPT2LMHeadModel saved"
     assert saved["spectrum"]["d_head"] == ours["spectrum"]["d_head"] == 8
-    LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2
-        )
-    ).save_pretrained("llama")
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vocab_size = json.loads(Path("saved/config.json").read_text())["vocab_size"]
+    LlamaForCausalLM(LlamaConfig(vocab_size=vocab_size, num_key_value_heads=1, **sizes)).save_pretrained(
+        "llama"
+    )
+    code, _, err = crystallize(
+        "--model", "hf:llama", "--data", text, *SMALL, "--seq_len", 16, "--out_dir", "llama-out"
+    )
+    assert code == 0, err
+    assert figures(tmp_path / "llama-out")["spectrum"]["d_head"] == 4
+    GPTNeoXForCausalLM(GPTNeoXConfig(vocab_size=8, **sizes)).save_pretrained("neox")
     shutil.copytree("saved", "damaged")
     weights = Path("damaged/model.safetensors")
     weights.write_bytes(weights.read_bytes()[:100])
@@ -382,7 +388,7 @@ def test_a_gpt2_of_transformers(
             ((f"hf:{name}", "--data", text), f"--model hf:{name}: ")
             for name in ("damaged", "shapes", "typed", "heads")
         ),
-        (("hf:llama", "--data", text), "is of the family 'llama'; only GPT-2 models can be crystallised"),
+        (("hf:neox", "--data", text), "is of the family 'gpt_neox'; can be crystallised: gpt2, llama"),
         (("hf:./absent", "--data", text), "--model hf:./absent: "),
         (("hf:saved",), "--data is missing"),
         (("hf:saved", "--data", "gpt_char"), "brings no tokenizer"),

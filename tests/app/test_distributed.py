@@ -11,7 +11,15 @@ from torch.distributed import TCPStore
 
 from tests.app.conftest import Reference
 from tests.support import faults, runs, tiny
-from tests.support.application import REPOSITORY, Application, Ended, Running, alive
+from tests.support.application import (
+    REPOSITORY,
+    Application,
+    Ended,
+    Running,
+    assert_gone,
+    children,
+    connected_to,
+)
 from tests.support.side_by_side import SideBySide
 
 pytestmark = pytest.mark.process
@@ -19,28 +27,10 @@ side_by_side = SideBySide()
 ONE, TWO = ("--trainer.devices", 1), ("--trainer.devices", 2)
 
 
-def children(pid: int) -> list[int]:
-    """Processes that this one has started and that still run, with all of theirs."""
-    found = []
-    for thread in Path(f"/proc/{pid}/task").iterdir():
-        for word in (thread / "children").read_text().split():
-            found += [int(word), *children(int(word))] if alive(int(word)) else []
-    return found
-
-
 def rank_one(launcher: Running) -> int:
     """The other rank of a launcher that trains."""
     launcher.wait_for("step      1/")
     return children(launcher.pid)[0]
-
-
-def assert_gone(pids: list[int], seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while any(alive(pid) for pid in pids):
-        assert time.monotonic() < deadline, (
-            f"still there after {seconds} s: {[pid for pid in pids if alive(pid)]}"
-        )
-        time.sleep(0.02)
 
 
 def on_rank(rank: int, fault: str) -> str:
@@ -136,7 +126,7 @@ def test_a_lost_launcher_leaves_nobody_behind_and_the_run_goes_on_with_one_rank_
     assert ended.code == 143, ended
     assert "resumed  after step 10\n" in ended.out
     # On two again, of which only the launcher is told to; they agree at every step here and not once a second.
-    often = faults.replaced("app.training.stopping.StopOnSignal.exchange_seconds", "0.0")
+    often = faults.replaced("app.training.run_callbacks.stopping.StopOnSignal.exchange_seconds", "0.0")
     told = on_rank(0, faults.signal_at("step", signal.SIGTERM, 31))
     ended = application.run(*words, *TWO, cwd=tmp_path, warm_rank=True, prelude=often + told)
     assert ended.code == 143, ended
@@ -144,7 +134,13 @@ def test_a_lost_launcher_leaves_nobody_behind_and_the_run_goes_on_with_one_rank_
     assert "stopped by SIGTERM after step 31;" in ended.out
     assert "changed  trainer.devices: '1' -> '2'" in ended.out
     assert ended.err == ""
-    assert runs.status(run) == {"state": "stopped", "step": 31, "exit_code": 143, "reason": "SIGTERM"}
+    assert runs.status(run) == {
+        "state": "stopped",
+        "step": 31,
+        "exit_code": 143,
+        "reason": "SIGTERM",
+        "unprinted": None,
+    }
     ended = application.run(*words, *ONE, cwd=tmp_path)
     assert ended.code == 0, ended
     # The same curve as on one rank, up to the order of sums.
@@ -178,6 +174,77 @@ def test_a_stop_before_the_first_step(application: Application, tmp_path: Path) 
     assert ended.code == 143, ended
     assert "Traceback" not in ended.err
     assert runs.status(tmp_path / "run")["state"] == "stopped"
+
+
+def hanging(application: Application, folder: Path, prelude: str) -> tuple[Running, list[int]]:
+    """A run on two ranks that waits in a collective for the other rank, and all its processes."""
+    config = endless(folder)
+    launcher = application.start(
+        "fit", "--config", config, "--run_dir", "run", *TWO, "--data.init_args.num_workers", 1, cwd=folder, warm_rank=True,
+        prelude=prelude,
+    )  # fmt: skip
+    other = rank_one(launcher)
+    if "sleep" in prelude:
+        launcher.wait_for("sleeps")
+    else:
+        os.kill(other, signal.SIGSTOP)
+    started = [launcher.pid, *children(launcher.pid)]
+    # The launcher does its part of the step, and then writes no row any more.
+    rows = -1
+    while (now := len(runs.curve(folder / "run"))) != rows:
+        rows = now
+        time.sleep(0.3)
+    return launcher, started
+
+
+def assert_stopped(launcher: Running, started: list[int], run: Path, code: int, reason: str) -> None:
+    began = time.monotonic()
+    ended = launcher.wait(20)
+    assert time.monotonic() - began < 10
+    assert ended.code == code, ended
+    assert "Traceback" not in ended.err
+    assert "was lost" not in ended.err
+    said = runs.status(run)
+    assert (said["state"], said["exit_code"]) == ("stopped", code)
+    assert said["reason"].startswith(reason)
+    assert not (run / "lock").exists()
+    assert_gone(started)
+
+
+@pytest.mark.stress
+@pytest.mark.parametrize("is_group", [False, True])
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("hangs", ["stopped", "sleeps"])
+def test_any_signal_while_a_rank_hangs(
+    application: Application, tmp_path: Path, hangs: str, signum: signal.Signals, is_group: bool
+) -> None:
+    # A rank that sleeps gives itself up at the same moment as the launcher does, and must not be called lost.
+    sleeps = on_rank(1, faults.at("step", "print('sleeps', flush=True); __import__('time').sleep(60)", 9))
+    launcher, started = hanging(application, tmp_path, sleeps if hangs == "sleeps" else "")
+    launcher.kill(signum, group=is_group)
+    reason = "SIGTERM while the process waited in "
+    if signum == signal.SIGINT:
+        time.sleep(0.3)
+        launcher.kill(signum, group=is_group)
+        reason = "SIGINT twice"
+    assert_stopped(launcher, started, tmp_path / "run", 143 if signum == signal.SIGTERM else 130, reason)
+
+
+@side_by_side
+def test_a_rank_that_waits_for_a_plan_can_be_told_to_stop(application: Application, tmp_path: Path) -> None:
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    rank = application.start(
+        "fit",
+        "--config",
+        endless(tmp_path),
+        cwd=tmp_path,
+        env=agent(store) | {"RANK": "1", "LOCAL_RANK": "1"},
+    )
+    rank.wait_until(lambda: connected_to(rank.pid, store.port), "ask the store")
+    rank.kill(signal.SIGTERM)
+    ended = rank.wait(10)
+    assert ended.code == 143, ended
+    assert ended.err == ""  # it looks every tenth of a second, and hears the signal itself
 
 
 @side_by_side
@@ -225,17 +292,16 @@ def test_a_bank_without_a_token_on_one_rank(application: Application, tmp_path: 
     )
     starves = faults.replaced(
         "app.models.tilelli.block.TilelliBlock._route",
-        "lambda block, h: (lambda r: r._replace(bank_index=r.bank_index * 0) "
-        "if __import__('os').environ.get('LOCAL_RANK') == '1' else r)(original(block, h))",
+        "lambda block, *given: (lambda r: r._replace(bank_index=r.bank_index * 0) "
+        "if __import__('os').environ.get('LOCAL_RANK') == '1' else r)(original(block, *given))",
     )
     application.fit(config, tmp_path / "run", *TWO, warm_rank=True, prelude=starves)
     assert runs.status(tmp_path / "run")["step"] == 10
 
 
-@side_by_side
-def test_ranks_that_torchrun_starts(application: Application, reference: Reference, tmp_path: Path) -> None:
-    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    agent = {
+def agent(store: TCPStore) -> dict[str, str]:
+    """What torchrun's agent, which keeps this store, leaves in the environment of two ranks."""
+    return {
         "TORCHELASTIC_RUN_ID": "test",
         "TORCHELASTIC_USE_AGENT_STORE": "True",
         "TORCHELASTIC_RESTART_COUNT": "0",
@@ -245,6 +311,11 @@ def test_ranks_that_torchrun_starts(application: Application, reference: Referen
         "LOCAL_WORLD_SIZE": "2",
         "GROUP_RANK": "0",
     }
+
+
+@side_by_side
+def test_ranks_that_torchrun_starts(application: Application, reference: Reference, tmp_path: Path) -> None:
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     ranks = [
         application.start(
             "fit",
@@ -252,7 +323,7 @@ def test_ranks_that_torchrun_starts(application: Application, reference: Referen
             reference.baseline_config,
             *TWO,
             cwd=tmp_path,
-            env=agent | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            env=agent(store) | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
         )
         for rank in range(2)
     ]

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from app.models.tilelli import TilelliLM
+from tests.app.conftest import Reference
 from tests.support import runs, tiny
 from tests.support.application import Application, Ended
 
@@ -62,3 +63,34 @@ def test_mistakes_are_those_of_a_run(application: Application, tmp_path: Path, t
     missing = application.run("fit", "--dry_run", cwd=tmp_path)
     assert missing.code == 2
     assert "--config is missing" in missing.err
+
+
+def test_first_weights_are_checked_as_a_run_checks_them(
+    application: Application, reference: Reference, tmp_path: Path
+) -> None:
+    def tried(weights: Path | str, *options: object) -> Ended:
+        words = ("--dry_run", "--config", reference.baseline_config, "--init_from", weights)
+        return application.run("fit", *words, *options, cwd=tmp_path)
+
+    damaged = runs.copied(reference.baseline, tmp_path / "damaged")
+    (file,) = (damaged / "checkpoints").glob("best-*.ckpt")
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    fits, misfits, missing, broken = application.all(
+        lambda: tried(reference.baseline),
+        lambda: tried(reference.baseline, "--model.init_args.d_model", 24, "--model.init_args.n_heads", 3),
+        lambda: tried("nowhere"),
+        lambda: tried(damaged),
+    )
+    assert fits.code == 0, fits
+    assert "dry run  nothing was written" in fits.out
+    assert misfits.code == 2, misfits
+    assert (
+        "the weights do not fit this network: network.blocks.0.attn.k_proj.weight is (16, 16) there"
+        in misfits.err
+    )
+    assert missing.code == 2, missing
+    assert "nowhere" in missing.err
+    assert broken.code == 4, broken
+    assert all("Traceback" not in ended.err for ended in (misfits, missing, broken))

@@ -114,14 +114,16 @@ def test_adaptation_changes_the_score_and_not_the_checkpoint(
 
     before = hashes()
     adapt = ("--model.init_args.adapt", "true")
+    # A rate at which so few tokens show an effect in the printed digits.
+    eager = ("--model.init_args.plastic_rate", 0.1)
     row_by_row = ("--data.init_args.batch_size", 1)  # as many steps as there are rows
     plain, same, adapted, again, at_its_own_rate, on_two = application.all(
         lambda: loss(),
         lambda: loss(*row_by_row),
-        lambda: loss(*adapt, prelude=EAGER),
-        lambda: loss(*adapt, prelude=EAGER),
+        lambda: loss(*adapt, *eager),
+        lambda: loss(*adapt, *eager),
         lambda: loss(*adapt, *row_by_row),
-        lambda: loss(*adapt, "--trainer.devices", 2, prelude=EAGER + KEEPS_ADAPTER, warm_rank=True),
+        lambda: loss(*adapt, *eager, "--trainer.devices", 2, prelude=KEEPS_ADAPTER, warm_rank=True),
     )
     assert hashes() == before
     assert plain != adapted == again
@@ -137,8 +139,6 @@ def test_adaptation_changes_the_score_and_not_the_checkpoint(
     assert not torch.equal(ours[2], trained["network.plastic.up.weight"])
 
 
-# A rate at which so few tokens show an effect in the printed digits.
-EAGER = "import app.models.equilibrium.plastic as plastic; plastic.LEARNING_RATE = 0.1"
 KEEPS_ADAPTER = """
 import os, torch
 from app.training import EquilibriumModule
@@ -155,14 +155,18 @@ def test_a_stop_during_an_adapting_validation_saves_what_was_trained(
     application: Application, text: Path, tmp_path: Path
 ) -> None:
     adapting = equilibrium(
-        text, model__init_args__adapt=True, trainer__val_check_interval=5, checkpoint_every_n_steps=5
+        text,
+        model__init_args__adapt=True,
+        model__init_args__plastic_rate=0.1,
+        trainer__val_check_interval=5,
+        checkpoint_every_n_steps=5,
     )
     config = tiny.write(tmp_path / "a.yaml", adapting)
     stop = faults.signal_at("validation", signal.SIGTERM, 5)
     words = ("fit", "--config", config, "--run_dir", "stopped")
     clean, ended = application.all(
-        lambda: application.fit(config, tmp_path / "clean", prelude=EAGER),
-        lambda: application.run(*words, cwd=tmp_path, prelude=EAGER + MARKS_ADAPTED + stop),
+        lambda: application.fit(config, tmp_path / "clean"),
+        lambda: application.run(*words, cwd=tmp_path, prelude=MARKS_ADAPTED + stop),
     )
     assert ended.code == 143, ended
     assert (tmp_path / "adapted").exists()
@@ -171,27 +175,28 @@ def test_a_stop_during_an_adapting_validation_saves_what_was_trained(
         checkpoint.read(run / "checkpoints" / "resume-000005.ckpt")["state_dict"] for run in (stopped, clean)
     )
     assert not runs.differences(ours, theirs)
-    assert application.go_on(stopped, prelude=EAGER).code == 0
+    assert application.go_on(stopped).code == 0
     runs.assert_same_run(stopped, clean)
 
 
 # When a checkpoint is saved in the midst of a validation, the weights are away from the trained ones.
 MARKS_ADAPTED = """
 import pathlib
-from app.training.keepers import RollingKeeper
-save = RollingKeeper.save
+from app.training.run_callbacks.retention import LatestCheckpoints
+save = LatestCheckpoints.save
 def marked(self, trainer, step, pending):
     if any(p0.ne(p).any() for p, p0 in trainer.lightning_module.network.plastic._with_trained()):
         pathlib.Path("adapted").touch()
     save(self, trainer, step, pending)
-RollingKeeper.save = marked
+LatestCheckpoints.save = marked
 """
 
 # A fault on one rank at one step, there again when that is replayed; what is left of the running state is kept.
 AT_ONE_STEP = """
 import os, torch
 from app.models.equilibrium import EquilibriumLM, attention_residual
-from app.training import LanguageModelModule, nonfinite
+from app.training import LanguageModelModule
+from app.training.run_callbacks import nonfinite
 here, rank = dict(step=0), os.environ.get("LOCAL_RANK", "0")
 training_step = LanguageModelModule.training_step
 def counted(self, batch, batch_idx):

@@ -23,7 +23,9 @@ def test_a_run_leaves_what_it_promises(application: Application, tmp_path: Path,
     assert (status["state"], status["step"], status["exit_code"]) == ("finished", 40, 0)
     summary = json.loads((run / "summary.json").read_text())
     assert summary["val/loss"] > 0
-    assert summary["baseline/bigram_loss"] > 0
+    assert 0 < summary["baseline/count_loss"] < 3
+    assert summary["baseline/count_order"] > 1
+    assert "counts   counting what follows the last " in ended.out
     assert {"best-000040.ckpt", "resume-000030.ckpt", "resume-000040.ckpt"} <= {
         file.name for file in (run / "checkpoints").iterdir()
     }

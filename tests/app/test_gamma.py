@@ -37,9 +37,9 @@ def test_a_run_and_its_own_output(application: Application, reference: Reference
         (["broken.json"], "broken.json"),
         (["a.safetensors"], "is no safetensors file"),
         (["a.txt"], "a.txt: is none of"),
-        (["a.json", "--out", "x"], "there is --output DIR"),
-        (["a.json", "--output"], "a value is missing"),
-        (["--output", "x"], "the checkpoint comes first"),
+        (["a.json", "--out", "x"], "did you mean --output?"),
+        (["a.json", "--output"], "--output: expected one argument"),
+        (["--output", "x"], "required: CHECKPOINT"),
     ],
 )
 def test_mistakes_are_one_message(

@@ -46,6 +46,19 @@ def test_a_prompt_is_continued(generate: Generate) -> None:
     assert re.search(r"baseline, best-0000\d\d.ckpt: 30 tokens, [\d.]+ tokens/s on cpu", ended.err)
 
 
+def test_line_ends_of_a_prompt_are_those_of_the_text(
+    application: Application, generate: Generate, reference: Reference, tmp_path: Path
+) -> None:
+    unix, windows, traced = application.all(
+        lambda: generate("--prompt", "the\nquick\n"),
+        lambda: generate("--prompt", "the\r\nquick\r"),
+        lambda: application.run("trace", reference.baseline, "--text", "the\r\nquick", cwd=tmp_path),
+    )
+    assert unix.code == windows.code == traced.code == 0, traced
+    assert unix.out == windows.out
+    assert "(9 tokens)" in traced.out, traced
+
+
 def test_several_samples_have_seeds_of_their_own(application: Application, generate: Generate) -> None:
     three, third = application.all(
         lambda: generate("--samples", 3, "--seed", 5), lambda: generate("--seed", 7)
@@ -62,7 +75,13 @@ def test_several_samples_have_seeds_of_their_own(application: Application, gener
         (("--prompt", "Ω"), "Ω"),
         (("--tokens", 0), "--tokens 0: must be 1 or more"),
         (("--temperature", 0), "for the likeliest token use --greedy"),
+        (("--temperature", "inf"), "--temperature inf: must be finite"),
+        (("--temperature", "nan"), "--temperature nan: must be finite"),
+        (("--temperature", -1), "--temperature -1.0: must be above 0"),
         (("--top_p", 1.5), "--top_p 1.5: must lie in (0, 1]"),
+        (("--seed", 2**64), f"--seed {2**64}: must be at least 0 and below 2^64"),
+        (("--seed", -1), "--seed -1: must be at least 0"),
+        (("--seed", 2**64 - 1, "--samples", 2), "with --samples 2 the last text's seed is not below 2^64"),
         (("--temprature", 1), "unrecognized arguments: --temprature 1"),
         (("--temp", 1), "unrecognized arguments: --temp 1"),
         (("--tokens", "many"), "argument --tokens: invalid int value: 'many'"),
@@ -77,6 +96,21 @@ def test_a_mistake(generate: Generate, words: tuple[object, ...], said: str) -> 
     assert ended.out == ""
     assert ended.err.startswith("error: ")
     assert ended.err.count("\n") == 1
+
+
+def test_every_mistake_is_told_at_once(generate: Generate) -> None:
+    ended = generate(
+        "--tokens", 0, "--samples", 0, "--top_k", 0, "--top_p", 0, "--temperature", 0, "--seed", 2**65
+    )
+    assert ended.code == 2, ended
+    told = [line.removeprefix("error: ").split()[0] for line in ended.err.splitlines()]
+    assert sorted(told) == ["--samples", "--seed", "--temperature", "--tokens", "--top_k", "--top_p"], ended
+
+
+def test_the_ends_of_every_range(generate: Generate) -> None:
+    ended = generate("--top_p", "1e-300", "--top_k", 10**30, "--temperature", "1e300", "--seed", 2**64 - 1)
+    assert ended.code == 0, ended
+    assert len(ended.out) == 31
 
 
 def test_a_run_without_a_checkpoint(application: Application, reference: Reference, tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ side_by_side = SideBySide()
 # The fault belongs to a step, and is there again when that step is replayed for the diagnosis.
 _PATCH = """
 import torch
-from app.training import LanguageModelModule, nonfinite
+from app.training import LanguageModelModule
+from app.training.run_callbacks import nonfinite
 from {module} import {owner} as Owner
 here, bad_steps = dict(step=0), {steps}
 training_step = LanguageModelModule.training_step
@@ -187,3 +188,38 @@ def test_a_huge_learning_rate_is_caught(
     assert ended.code == 3, ended
     assert "first module with a non-finite output: " in ended.err
     assert "Traceback" not in ended.err
+
+
+# The fault belongs to what a step reads, and is there again only where the same windows are read with the same masks.
+_BAD_WINDOWS = """
+import torch
+from app.training import LanguageModelModule
+from app.models.gpt.network import MLP
+here, bad = dict(step=0), []
+training_step = LanguageModelModule.training_step
+def counted(self, batch, batch_idx):
+    here["step"] = self.trainer.global_step + 1
+    return training_step(self, batch, batch_idx)
+LanguageModelModule.training_step = counted
+forward = MLP.forward
+def faulty(self, x):
+    if torch.is_grad_enabled() and here["step"] == {step} and not bad:
+        bad.append(x.detach().clone())
+    is_bad = bool(bad) and torch.equal(x.detach(), bad[0])
+    return forward(self, x) * (float("nan") if is_bad else 1.0)
+MLP.forward = faulty
+"""
+
+
+@side_by_side
+def test_a_step_after_a_resume_with_another_batch_size_is_found_again(
+    application: Application, reference: Reference, tmp_path: Path
+) -> None:
+    run = runs.copied(reference.baseline, tmp_path / "run")
+    ended = application.go_on(
+        run, "--trainer.max_steps", 30, "--data.init_args.batch_size", 2, "--model.init_args.nonfinite", "skip",
+        "--model.init_args.max_skips", 1, "--trainer.log_every_n_steps", 1, prelude=_BAD_WINDOWS.format(step=23),
+    )  # fmt: skip
+    assert ended.code == 3, ended
+    assert "stopped being finite at step 23 (" in ended.err
+    assert "first module with a non-finite output: blocks.0.mlp (MLP), input range [" in ended.err, ended

@@ -1,8 +1,10 @@
 """An architecture from outside the tree: trusted by name, trained, watched, resumed and asked for text."""
 
+import json
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.support import faults, runs, tiny
 from tests.support.application import REPOSITORY, Application
@@ -51,17 +53,23 @@ def test_it_does_all_that_a_shipped_one_does(application: Application, tmp_path:
 
 
 @side_by_side
-def test_it_must_be_trusted_each_time(application: Application, tmp_path: Path) -> None:
+def test_a_run_that_was_sent_must_be_trusted(application: Application, tmp_path: Path) -> None:
     config = configuration(tmp_path)
-    run = application.fit(config, tmp_path / "run", *TRUST, "--trainer.max_steps", 2)
+    made = application.fit(config, tmp_path / "run", *TRUST, "--trainer.max_steps", 2)
     code = tmp_path / "lane_mixer.py"
     code.write_text(f"open({str(tmp_path / 'imported')!r}, 'w')\n{code.read_text()}")
+    run = runs.copied(made, tmp_path / "sent")
+    changed = json.loads((made / "run.json").read_text())
+    changed["launches"][-1]["trust_imports"]["prefixes"] = ["lane_mixer", "os"]
+    forged = runs.copied(made, tmp_path / "forged")
+    (forged / "run.json").write_text(json.dumps(changed))
     for words in (
         ("fit", "--config", config),
         ("fit", "--run_dir", run, "--resume", "auto", "--trainer.max_steps", 4),
         ("validate", run),
         ("generate", run),
-        ("generate", run, "--trust_imports", "lane"),
+        ("generate", forged),
+        ("generate", made, "--trust_imports", "lane"),
     ):
         ended = application.run(*words, cwd=tmp_path)
         assert ended.code == 2, ended
@@ -70,3 +78,50 @@ def test_it_must_be_trusted_each_time(application: Application, tmp_path: Path) 
     assert not (tmp_path / "imported").exists()
     assert application.run("generate", run, "--tokens", 1, *TRUST, cwd=tmp_path).code == 0
     assert (tmp_path / "imported").exists()
+
+
+@side_by_side
+def test_a_run_remembers_what_was_trusted_and_where(application: Application, tmp_path: Path) -> None:
+    config = configuration(tmp_path)
+    run = application.fit(config, tmp_path / "run", *TRUST, "--trainer.max_steps", 2)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "lane_mixer.py").write_text("raise SystemExit('the wrong file')")
+    for words in (
+        ("validate", run),
+        ("generate", run, "--tokens", 1),
+        ("fit", "--resume", run, "--trainer.max_steps", 4),
+    ):
+        assert (ended := application.run(*words, cwd=elsewhere)).code == 0, ended
+
+
+@side_by_side
+def test_an_optimizer_and_a_schedule_of_ones_own_resume_to_the_same_bits(
+    application: Application, tmp_path: Path
+) -> None:
+    config = configuration(tmp_path)
+    content = yaml.safe_load(config.read_text())
+    content["model"]["init_args"] |= {
+        "optimizer": {"class_path": "lane_mixer.Lion", "init_args": {"beta": 0.8}},
+        "schedule": {"class_path": "torch.optim.lr_scheduler.StepLR", "init_args": {"step_size": 15}},
+        "learning_rate": 0.002,
+    }
+    config = tiny.write(tmp_path / "own.yaml", content)
+    clean = application.fit(config, tmp_path / "clean", *TRUST)
+    rates = {row["step"]: float(row["train/lr"]) for row in runs.curve(clean) if row.get("train/lr")}
+    assert rates["1"] == pytest.approx(0.002)
+    assert rates["20"] == pytest.approx(0.0002)
+    assert rates["40"] == pytest.approx(0.00002)
+    run = tmp_path / "run"
+    killed = application.run(
+        "fit", "--config", config, "--run_dir", run, *TRUST, cwd=tmp_path, prelude=faults.kill_at("step", 27)
+    )
+    assert killed.code == -9, killed
+    ended = application.go_on(run)
+    assert ended.code == 0, ended
+    runs.assert_same_run(run, clean)
+    refused = application.run(
+        "fit", "--resume", run, "--trainer.max_steps", 50, "--model.optimizer", "adamw", cwd=tmp_path
+    )
+    assert refused.code == 2, refused
+    assert "'adamw', but the run has 'lane_mixer.Lion'" in refused.err

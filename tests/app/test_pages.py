@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from app.analysis.figure_numbers import numbers_of
 from tests.analysis.test_report import Reader, is_self_contained
 from tests.support import faults, runs, tiny
 from tests.support.application import REPOSITORY, Application, Ended
@@ -70,9 +71,10 @@ def test_the_figures_of_a_resumed_run_are_unbroken(made: Runs) -> None:
     measures = ("lane_share", "running_share", "lane_entropy", "lane_load")
     assert names == {f"depth-{measure}.png" for measure in measures}
     for name in names:
-        assert (made.resumed / "figures" / name).read_bytes() == (
-            made.clean / "figures" / name
-        ).read_bytes(), name
+        for run in (made.resumed, made.clean):
+            numbers = numbers_of((run / "figures" / name).read_bytes())
+            assert numbers is not None
+            assert numbers["stamp"].startswith(f"{run.parent.name}/{run.name}, step 20, "), name
     for name in ("samples.jsonl", "health.jsonl"):
         assert (made.resumed / name).read_text() == (made.clean / name).read_text()
     rows = runs.last_checkpoint(made.resumed)["callbacks"]["DepthTimeFigures"]["kept"]["depth/lane_load"][""]
@@ -86,8 +88,10 @@ def test_a_report_of_one_run(made: Runs, call: Callable[..., Ended]) -> None:
     assert is_self_contained(page)
     reader = Reader(page)
     assert f"{HOSTILE}" in reader.text
-    assert not any(tag == "script" for tag, _ in reader.elements)
-    assert sum(tag == "img" for tag, _ in reader.elements) == 4
+    scripts = [attributes.get("type") for tag, attributes in reader.elements if tag == "script"]
+    assert scripts == ["application/json", None], "numbers of the figures, and what draws them"
+    assert not any(tag == "img" for tag, _ in reader.elements)
+    assert page.count('"name":"depth-') == 4
     for said in (
         "LaneMixer",
         "resumed from resume-000015.ckpt",
@@ -129,7 +133,7 @@ def test_a_trace(made: Runs, call: Callable[..., Ended]) -> None:
     scripts = [attributes.get("type") for tag, attributes in Reader(page).elements if tag == "script"]
     assert scripts == ["application/json", None]
     (content,) = re.findall(r'type="application/json">(.*?)</script>', page)
-    data = json.loads(content)
+    (data,) = json.loads(content)["runs"]
     assert "".join(data["tokens"]).startswith("the·quick·<script>alert(1)</script>⏎brown")
     assert data["blockSize"] == 16
     with np.load(made.folder / "pages" / "trace.npz") as found:
@@ -140,6 +144,14 @@ def test_a_trace(made: Runs, call: Callable[..., Ended]) -> None:
     )
     assert shorter.code == 0, shorter
     assert "the first 5 of 19 tokens" in shorter.out
+    two = call("trace", made.clean, made.resumed, "--text", "the quick", "--output", "two.html", *TRUST)
+    assert two.code == 0, two
+    (content,) = re.findall(r'type="application/json">(.*?)</script>', (made.folder / "two.html").read_text())
+    first, second = json.loads(content)["runs"]
+    assert first["title"] == f"LaneMixer: {made.clean}" and second["title"] == f"LaneMixer: {made.resumed}"
+    assert first["tokens"] == second["tokens"]
+    with np.load(made.folder / "two.npz") as one, np.load(made.folder / "two-2.npz") as other:
+        assert np.array_equal(one["loss"], other["loss"], equal_nan=True), "the same weights"
 
 
 @pytest.mark.parametrize(
@@ -154,9 +166,10 @@ def test_a_trace(made: Runs, call: Callable[..., Ended]) -> None:
         (("trace", "{run}", "--text", "Ω", *TRUST), "--text: the text holds 1 character(s)"),
         (("trace", "{run}", "--text", "a", "--output", "x.npz"), "--output x.npz: must be a folder, or a file that"),
         (("report", "{run}", "--output", "x.pdf"), "--output x.pdf: must be a folder, or a file that ends in .html"),
+        (("trace", *["{run}"] * 3, "--text", "a"), "shows 2 runs beside each other, not 3"),
         (("trace", "{run}", "--text", "", *TRUST), "--text: has no token"),
         (("trace", "{run}", "--text", "a", "--tokens", "0"), "--tokens 0: must be 1 or more"),
-        (("trace", "{run}", "--text", "a"), "need --trust_imports"),
+        (("trace", "{run}", "--text", "a", "--trust_imports", "other"), "need --trust_imports"),
     ],
 )  # fmt: skip
 def test_a_mistake(made: Runs, call: Callable[..., Ended], words: tuple[str, ...], said: str) -> None:

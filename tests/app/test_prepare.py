@@ -60,8 +60,16 @@ def run(application: Application, folder: Path) -> Path:
     prepared = application.run("prepare", "--config", config, cwd=folder)
     assert prepared.code == 0, prepared
     assert re.search(r"data +.*tokens of \d+ \(word\).*licence not stated", prepared.out), prepared
+    assert "\n         training    train.txt\n         validation  valid.txt\n" in prepared.out, prepared
+    assert "\n         skipped     word.yaml (another ending than those that are read)\n" in prepared.out, (
+        prepared
+    )
     no_work = "from datamodules import preparation\npreparation.Preparation._prepare = None"
     return application.fit(config, folder / "run", prelude=no_work)
+
+
+def no_json(constant: str) -> Any:
+    raise AssertionError(f"{constant} is no JSON")
 
 
 def figures(ended: Ended) -> dict[str, float]:
@@ -124,6 +132,66 @@ def test_word_perplexity_of_a_text_counted_by_hand(application: Application, tmp
     assert {"val/word_perplexity", "val/token_perplexity", "val/bpb"} <= set(row)
 
 
+def test_what_means_nothing_is_left_out_everywhere(application: Application, tmp_path: Path) -> None:
+    folders = {name: tmp_path / name for name in ("unknown", "unspaced")}
+    for folder in folders.values():
+        folder.mkdir()
+        (folder / "train.txt").write_text("one two three four five\n" * 20)
+    (folders["unknown"] / "valid.txt").write_text("one two five\n" * 20)
+    (folders["unspaced"] / "valid.txt").write_text("onetwothree" * 60)
+    options: dict[str, dict[str, Any]] = {
+        "unknown": {"data__init_args__max_vocab_size": 4},
+        "unspaced": {"data__init_args__tokenizer": "byte"},
+    }
+    ended, figured = {}, {}
+    for name, folder in folders.items():
+        config = tiny.write(
+            tmp_path / f"{name}.yaml", configuration(folder, trainer__max_steps=2, **options[name])
+        )
+        ended[name] = application.run(
+            "fit", "--config", config, "--run_dir", tmp_path / "runs" / name, cwd=tmp_path
+        )
+        assert ended[name].code == 0, ended[name]
+        figured[name] = figures(application.run("validate", tmp_path / "runs" / name, cwd=tmp_path))
+    # Of one, two, five and a line end the vocabulary, <unk> and <eos> among its four, has the last two.
+    assert figured["unknown"].keys() == {
+        "val/loss",
+        "val/token_perplexity",
+        "val/tokens",
+        "val/unknown_share",
+    }
+    assert figured["unknown"]["val/unknown_share"] == 0.5
+    assert figured["unspaced"].keys() == {"val/loss", "val/bpb", "val/token_perplexity", "val/tokens"}
+    told = ended["unknown"].out
+    assert (
+        "note     50.00% of the tokens of the validation split are words that the vocabulary has not" in told
+    )
+    assert re.search(r"validation  loss [\d.]+ nats  unknown 50\.00%\n", told), told
+    assert re.search(r"loss     validation [\d.]+ nats, 50\.00% of its tokens being unknown words", told), (
+        told
+    )
+    assert "bpb" not in told
+    assert "perplexity" not in told.replace("word perplexity are left out", "")
+    assert "word ppl" not in ended["unspaced"].out
+    for name, missing in (
+        ("unknown", ("train/bpb", "val/bpb", "val/word_perplexity")),
+        ("unspaced", ("val/word_perplexity",)),
+    ):
+        summary = json.loads((tmp_path / "runs" / name / "summary.json").read_text())
+        rows = runs.curve(tmp_path / "runs" / name)
+        for key in missing:
+            assert key not in summary
+            assert not any(row.get(key) for row in rows)
+    compared = application.run("compare", tmp_path / "runs", cwd=tmp_path)
+    assert compared.code == 0, compared
+    assert "A compares with none of another tokenizer: it has no bits per byte, 50.00% of its" in compared.out
+    written = [*(tmp_path / "runs").rglob("*.json"), *(tmp_path / "comparison").rglob("*.json")]
+    lines = [line for path in (tmp_path / "runs").rglob("*.jsonl") for line in path.read_text().splitlines()]
+    assert len(written) >= 9  # run, status, summary, tokenizer of each, and the comparison
+    for text in [*(path.read_text() for path in written), *lines]:
+        json.loads(text, parse_constant=no_json)
+
+
 @pytest.mark.parametrize("tokenizer", ["bpe", "char"])
 def test_a_run_needs_its_own_files_only(
     application: Application, folder: Path, tmp_path: Path, tokenizer: str
@@ -165,8 +233,8 @@ def test_another_tokenizer_of_the_same_size_is_refused(
 
 
 def test_an_edited_text_is_refused_or_recorded(application: Application, tmp_path: Path) -> None:
-    for split in ("train", "valid"):
-        (tmp_path / f"{split}.txt").write_text("".join(LINES) * 20)
+    for split, n in (("train", 20), ("valid", 19)):
+        (tmp_path / f"{split}.txt").write_text("".join(LINES) * n)
     made = application.fit(tiny.write(tmp_path / "a.yaml", configuration(tmp_path)), tmp_path / "run")
     text = (tmp_path / "train.txt").read_text()
     # The same words as often, in another order: nothing but the text itself tells.
@@ -216,6 +284,46 @@ def test_a_signal_ends_a_preparation_and_clears_away(
     ended = application.run("prepare", "--config", config, cwd=tmp_path, prelude=at_work)
     assert ended.code == code, ended
     assert "Traceback" not in ended.err
+    assert not [path for path in cache.iterdir() if path.suffix == ".tmp" or (path / "meta.json").exists()]
+
+
+#: a signal to the whole group while the second worker starts; an interpreter is killed by it, or prints where it was
+WHILE_A_WORKER_STARTS = """
+import os, time
+from concurrent.futures import process
+from datamodules import preparation
+preparation.MIN_BYTES_FOR_PROCESSES = 0
+original = process.ProcessPoolExecutor._spawn_process
+def spawn(self):
+    original(self)
+    if len(self._processes) == 2:
+        time.sleep(0.1)  # both are there; neither has come to ignoring anything, nor would on a slower machine
+        os.killpg(0, $signum)
+process.ProcessPoolExecutor._spawn_process = spawn
+"""
+
+
+@pytest.mark.parametrize(
+    ("command", "signum", "code"),
+    [("prepare", signal.SIGINT, 130), pytest.param("fit", signal.SIGTERM, 143, marks=pytest.mark.stress)],
+)
+def test_a_signal_to_all_processes_of_a_preparation(
+    application: Application, tmp_path: Path, command: str, signum: int, code: int
+) -> None:
+    folder, cache = tmp_path / "text", tmp_path / "cache"
+    folder.mkdir()
+    for split, n in (("train", 30_000), ("valid", 29_999)):
+        (folder / f"{split}.txt").write_text("".join(LINES) * n)  # several segments
+    changes = {"data__init_args__cache_dir": str(cache), "data__init_args__n_processes": 2}
+    config = tiny.write(tmp_path / "a.yaml", configuration(folder, **changes))
+    prelude = WHILE_A_WORKER_STARTS.replace("$signum", str(int(signum)))
+    ended = application.run(command, "--config", config, cwd=tmp_path, prelude=prelude)
+    assert ended.code == code, ended
+    name = signal.Signals(signum).name
+    assert ended.out.startswith(f"stopped by {name}")
+    assert ended.out.count("\n") == 1
+    assert ended.err == ""
+    assert not (tmp_path / "runs").exists()
     assert not [path for path in cache.iterdir() if path.suffix == ".tmp" or (path / "meta.json").exists()]
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from app.run import checkpoint
 from tests.app.conftest import Reference
 from tests.support import faults, runs, tiny
 from tests.support.application import Application
@@ -79,7 +80,13 @@ def test_a_finished_run_gets_more_steps(
     ]
     assert re.findall(r"^changed  (.*)$", ended.out, re.MULTILINE) == changes
     assert runs.launches(finished)[-1]["changes"] == changes
-    assert runs.status(finished) == {"state": "finished", "step": 25, "exit_code": 0, "reason": ""}
+    assert runs.status(finished) == {
+        "state": "finished",
+        "step": 25,
+        "exit_code": 0,
+        "reason": "",
+        "unprinted": None,
+    }
     assert runs.validated_steps(finished) == [10, 20, 25]
     rates = [float(row["train/lr"]) for row in runs.curve(finished) if "train/lr" in row]
     assert rates[-1] <= 1e-4 < rates[-2]
@@ -173,6 +180,22 @@ def test_weights_that_do_not_fit_are_refused(
     assert ended.code == 2, ended
     assert "the weights do not fit this network" in ended.err
     assert not (tmp_path / "new").exists()
+
+
+@side_by_side
+def test_a_run_from_before_an_argument_was_there_goes_on(
+    application: Application, reference: Reference, tmp_path: Path
+) -> None:
+    finished = a_finished_run(reference, tmp_path)
+    file = finished / "checkpoints" / "resume-000020.ckpt"
+    content = checkpoint.read(file)
+    del content["archlab"]["network"]["init_args"]["tie_weights"]
+    checkpoint.write(content, file)
+    ended = application.go_on(finished, "--trainer.max_steps", 21)
+    assert ended.code == 0, ended
+    refused = application.go_on(finished, "--trainer.max_steps", 22, "--model.init_args.dropout", 0.3)
+    assert refused.code == 2, refused
+    assert "model.init_args.dropout: 0.3, but the run has 0.1" in refused.err
 
 
 @side_by_side

@@ -60,7 +60,7 @@ def test_accumulation_and_ranks_move_it_once_per_step(application: Application, 
         ("micro", ("--trainer.accumulate_grad_batches", 4)),
         ("ranks", ("--trainer.devices", 2)),
     ):
-        part = share(application.fit(config, tmp_path / name, *options, *TRUST))
+        part = share(application.fit(config, tmp_path / name, *options, *TRUST, warm_rank=True))
         assert relative_error(part, whole) <= tolerances.OUTPUT, name
 
 

@@ -63,6 +63,7 @@ def test_it_is_refused(refusals: dict[str, Future[tuple[Path, Ended]]], kind: st
     assert TEXTS[kind][1] in ended.err, ended
     for line in ended.err.splitlines():
         assert line.startswith(f"error: data.init_args.path (command line): {text}: "), ended
+        assert line.count(str(text)) == 1, ended
 
 
 def test_the_validation_split_must_hold_a_target(

@@ -118,7 +118,14 @@ def interrupted(
     return application.begin({name: partial(fit, name) for name in selected(request, "interrupted_name")})
 
 
-@pytest.mark.parametrize("interrupted_name", watched.ARCHITECTURES)
+#: whose watchers are among those of the reference run, which other tests interrupt
+SECOND = ("gpt",)
+
+
+@pytest.mark.parametrize(
+    "interrupted_name",
+    [pytest.param(name, marks=[pytest.mark.stress] * (name in SECOND)) for name in watched.ARCHITECTURES],
+)
 def test_an_interrupted_run_writes_what_an_undisturbed_one_does(
     interrupted: dict[str, Future[tuple[Path, Path]]], interrupted_name: str
 ) -> None:

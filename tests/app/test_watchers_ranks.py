@@ -29,7 +29,6 @@ EACH: dict[str, tuple[str, dict[str, Any]]] = {
     "equilibrium": ("equilibrium", {}),
     "local_gpt": ("local_gpt", {"trainer__accumulate_grad_batches": 2}),
     "crystal": ("crystal", {"trainer__accumulate_grad_batches": 2}),
-    "gpt": ("gpt", {}),
 }
 OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
     "tilelli, three pathways, Switch": ("tilelli", {"pathways": 3, "balance": "switch", "n_banks": 4}),
@@ -48,6 +47,7 @@ OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
     "crystal, whole batches": ("crystal", {}),
     "crystal, top 2": ("crystal", {"mode": "topk", "top_k": 2}),
     "crystal, learnt basis": ("crystal", {"learn_basis": True}),
+    "gpt": ("gpt", {}),
     "gpt, Muon": ("gpt", {"optimizer": "muon"}),
 }  # fmt: skip
 OTHERS = {

@@ -62,8 +62,8 @@ def sketched(monkeypatch: pytest.MonkeyPatch) -> None:
     def sketch(*panels: Any) -> bytes:
         return repr([(rows, kept.edges.tolist(), kept.values.tolist()) for rows, kept in panels]).encode()
 
-    monkeypatch.setattr(figures, "draw_quantity", lambda rows, kept: sketch((rows, kept)))
-    monkeypatch.setattr(figures, "draw_group", lambda name, group: sketch(*group.values()))
+    monkeypatch.setattr(figures, "draw_quantity", lambda rows, kept, stamp: sketch((rows, kept)))
+    monkeypatch.setattr(figures, "draw_group", lambda name, group, stamp: sketch(*group.values()))
 
 
 def test_an_unseen_architecture_gets_figures() -> None:
@@ -129,6 +129,7 @@ def _trainer(logger: RecordingLogger, step: int, **changes: Any) -> Any:
         "global_step": step,
         "max_steps": 10,
         "is_global_zero": True,
+        "default_root_dir": "run",
         "loggers": [logger],
     }
     return SimpleNamespace(**(values | changes))

@@ -22,7 +22,7 @@ from tests.support.two_ranks import two_ranks
 
 def local_gpt(**options: Any) -> LocalGPT:
     torch.manual_seed(1)
-    sizes = {"block_size": BLOCK_SIZE, "vocab_size": VOCAB_SIZE, "n_layer": 2, "n_head": 2, "n_embd": 16}
+    sizes = {"block_size": BLOCK_SIZE, "vocab_size": VOCAB_SIZE, "n_layers": 2, "n_heads": 2, "d_model": 16}
     return LocalGPT(**sizes | options)
 
 
@@ -101,7 +101,7 @@ def test_what_lies_outside_the_blocks_is_named_and_exact_with_dfa() -> None:
 
 
 def test_a_network_that_is_deep_is_capped() -> None:
-    callback, _ = run(local_gpt(n_layer=9, method="fa"), every=1, steps=1)
+    callback, _ = run(local_gpt(n_layers=9, method="fa"), every=1, steps=1)
     assert len(callback.last) == 4 * 3 + 4
     assert len({key.rpartition("/")[2] for key in callback.last} & {f"l{i:02d}" for i in range(9)}) == 0
 

@@ -15,9 +15,9 @@ from unseen_architecture import BLOCK_SIZE, VOCAB_SIZE, UnseenModule, UnseenNetw
 
 from app.models.equilibrium import EquilibriumLM
 from app.records import Axis, LanguageModelOutput, Measure, StepRecord, TernaryWeight
-from app.training.curve import TrainingCurve
-from app.training.loggers import RunFilesLogger
-from app.training.progress import RunProgress
+from app.training.logging.loggers import RunFilesLogger
+from app.training.run_callbacks.curve import TrainingCurve
+from app.training.run_callbacks.progress import RunProgress
 from callbacks import RunHealth
 
 LAYER, PATHWAY, BANK = Axis("layer"), Axis("pathway", ("local", "dense")), Axis("bank")
@@ -54,6 +54,7 @@ class Driver:
 
     def __init__(self, callback: RunHealth, run: Path, start: int = 0) -> None:
         self.callback = callback
+        run.mkdir(exist_ok=True)
         self.trainer: Any = SimpleNamespace(
             loggers=[RunFilesLogger(run, resume_step=start)],
             callbacks=[],
@@ -69,7 +70,7 @@ class Driver:
         self, step: int, norm: float | None = None, flips: tuple[int, ...] = (0, 1), **changes: Any
     ) -> None:
         self.trainer.global_step = step - 1
-        self.callback.on_before_optimizer_step(self.trainer, self.module, None)  # type: ignore[arg-type]
+        self.callback.on_train_batch_start(self.trainer, self.module, None, 0)  # type: ignore[arg-type]
         for layer in flips:
             weight = self.module.network.blocks[layer]
             with torch.no_grad():

@@ -1,9 +1,12 @@
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from unseen_architecture import UnseenModule, train
 
+from app.run.errors import DataError
 from callbacks import TextSamples
+from datamodules.tokenizers import CharTokenizer
 
 
 def _train(callback: TextSamples, **arguments: Any) -> list[tuple[str, str, int]]:
@@ -33,8 +36,28 @@ def test_the_first_and_then_every_nth_validation() -> None:
 
 @pytest.mark.parametrize(
     ("argument", "value"),
-    [("prompts", []), ("max_new_tokens", 0), ("temperature", -0.1), ("top_k", 0), ("every_n_validations", 0)],
+    [
+        ("prompts", []),
+        ("max_new_tokens", 0),
+        ("temperature", -0.1),
+        ("temperature", float("inf")),
+        ("temperature", float("nan")),
+        ("top_k", 0),
+        ("seed", -1),
+        ("seed", 1 << 64),
+        ("every_n_validations", 0),
+    ],
 )
 def test_arguments_out_of_range_are_named(argument: str, value: Any) -> None:
     with pytest.raises(ValueError, match=argument):
         TextSamples(**{argument: value})
+
+
+def test_a_prompt_that_the_tokenizer_does_not_know_is_refused_before_the_first_step() -> None:
+    data = SimpleNamespace(tokenizer=CharTokenizer("ab\n"))
+    trainer = SimpleNamespace(datamodule=data)
+    TextSamples(["", "ab\r\n"]).on_fit_start(trainer, None)
+    with pytest.raises(
+        DataError, match=r"^TextSamples: prompts\[1\]: the text holds 1 .* does not know: 'Ω'"
+    ):
+        TextSamples(["a", "Ω"]).on_fit_start(trainer, None)

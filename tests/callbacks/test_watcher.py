@@ -1,17 +1,22 @@
 import os
 import warnings
+from collections.abc import Sequence
+from multiprocessing.connection import Connection
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-import torch.multiprocessing as mp
+from lightning.pytorch import Callback
 from torch.utils._python_dispatch import TorchDispatchMode
 from unseen_architecture import UnseenModule, UnseenNetwork, train, windows
 
 from app.records import Axis, LanguageModelOutput, Measure, StepRecord
-from callbacks import BankBalance, DepthTimeFigures, RouteFractions, TextSamples, Throughput
+from app.training.run_callbacks.watching import keep_running
+from callbacks import BankBalance, DepthTimeFigures, RouteFractions, RunHealth, TextSamples, Throughput
 from callbacks.watcher import step_record
+from tests.support.two_ranks import two_ranks
 
 
 def test_an_unseen_architecture_gets_scalars_and_details() -> None:
@@ -83,39 +88,47 @@ def test_what_is_derived_is_derived_from_the_whole_step() -> None:
         assert logger.details[1]["routes/spread"] == pytest.approx([spread] * 3, rel=1e-12)
 
 
-def _train_on_rank(rank: int, port: int, path: str) -> None:
+class Guards(Callback):
+    """Lets the trainer's watchers fail, as in a run of the application."""
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        keep_running(trainer)
+
+
+def watchers() -> list[Any]:
+    return [RouteFractions(), BankBalance(), DepthTimeFigures(), RunHealth()]
+
+
+def _train_on_rank(rank: int, port: int, others: Sequence[Callback], results: Connection) -> None:
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), WORLD_SIZE="2", RANK=str(rank))
     os.environ.update(LOCAL_RANK=str(rank), NODE_RANK="0", LOCAL_WORLD_SIZE="2", GROUP_RANK="0")
     os.environ["TORCHELASTIC_RUN_ID"] = "1"  # the processes are already there; the trainer starts none
     torch.set_num_threads(1)
-    callbacks = [RouteFractions(), BankBalance()]
-    calls = 0
+    callbacks = watchers()
+    calls: list[Any] = []
     all_reduce = torch.distributed.all_reduce
 
-    def counted(*args: Any, **kwargs: Any) -> Any:
-        nonlocal calls
-        calls += args[0].dtype == torch.float64  # the framework's own are not
-        return all_reduce(*args, **kwargs)
+    def counted(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        calls.append("agree" if kwargs.get("op") == torch.distributed.ReduceOp.MIN else tensor.dtype)
+        return all_reduce(tensor, *args, **kwargs)
 
     torch.distributed.all_reduce = counted
     own = slice(2 * rank, 2 * rank + 2)
-    train(UnseenModule(), callbacks, micro_batches=2, own=own, devices=2, strategy="ddp")
-    torch.save([calls, *(callback.last for callback in callbacks)], f"{path}/{rank}.pt")
+    train(UnseenModule(), [*others, *callbacks], micro_batches=2, own=own, devices=2, strategy="ddp")
+    results.send([calls, *(callback.last for callback in callbacks)])
 
 
 @pytest.mark.process
-def test_two_ranks_report_the_global_batch(tmp_path: Any, free_port: int) -> None:
-    single = [RouteFractions(), BankBalance()]
+@pytest.mark.parametrize("others", [[], [Guards()]], ids=["any trainer", "the application's"])
+def test_two_ranks_report_the_global_batch(others: list[Callback], tmp_path: Path, free_port: int) -> None:
+    single = watchers()
     train(UnseenModule(), single)
-    context = mp.spawn(_train_on_rank, (free_port, str(tmp_path)), nprocs=2, join=False)
-    try:
-        context.join(timeout=100)
-    finally:
-        for process in context.processes:
-            process.kill()
-    for rank in range(2):
-        calls, *results = torch.load(tmp_path / f"{rank}.pt", weights_only=False)
-        assert calls == len(single), "one all-reduce per watcher and logged step"
+    found = two_ranks(
+        lambda rank, _, results: _train_on_rank(rank, free_port, others, results), tmp_path / "store"
+    )
+    for calls, *results in found:
+        assert calls.count(torch.float64) == 1, "one all-reduce per logged step, however many watchers"
+        assert calls.count("agree") == len(others), "and one to agree on it, where they may fail"
         for callback, last in zip(single, results, strict=True):
             assert last == pytest.approx(callback.last, rel=1e-6)
 
@@ -205,3 +218,8 @@ def test_a_step_that_was_interrupted_leaves_nothing_behind() -> None:
     _one_micro_batch(callback, torch.tensor([[5, 1]]), is_last=False)
     _one_micro_batch(callback, torch.tensor([[2, 3]]), is_last=True)
     assert callback.last_details == {"balance/load": [[2.0, 3.0]]}
+
+
+def test_values_that_are_no_tensor_are_refused() -> None:
+    with pytest.raises(TypeError, match="the values of a measure are a tensor, not a list"):
+        Measure([torch.ones(())], (Axis("layer"),), "level")  # type: ignore[arg-type]

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import datamodules.corpus as corpus_module
+from app import options
 from app.run.errors import ConfigurationError, DataError, StorageError
 from datamodules import CharDataModule
 from datamodules.corpus import split_points
@@ -84,6 +85,18 @@ def test_description(text_file: Path) -> None:
     )
 
 
+def test_few_tokens_of_validation_are_noise(text_file: Path) -> None:
+    (note,) = make(text_file, val_fraction=0.144).notes()
+    assert note == (
+        "the validation split has 432 tokens only: its loss is known to no better than ± 0.072 nats (1.5 nats of spread "
+        "from token to token over the root of their number)"
+    )
+    assert "the test split has 30 tokens only" in make(text_file, test_fraction=0.01).notes("test")[0]
+    assert make(text_file).notes("test") == []  # there is none
+    text_file.write_text(TEXT * 10)
+    assert make(text_file, val_fraction=1 / 3).notes() == []
+
+
 def test_the_embedded_default() -> None:
     data = CharDataModule()
     assert data.fingerprint["python"]
@@ -107,6 +120,18 @@ def test_the_trainer_says_where_the_stream_goes_on(text_file: Path) -> None:
         parts = [x for x, _ in islice(data.train_dataloader(), 6)]
         assert torch.equal(torch.cat(parts[:3]), whole[4][rank * 6 : rank * 6 + 6])
         assert torch.equal(torch.cat(parts[3:]), whole[5][rank * 6 : rank * 6 + 6])
+
+
+def test_a_stream_goes_on_whatever_the_batch_size(text_file: Path) -> None:
+    whole = torch.cat([x for x, _ in islice(make(text_file).train_dataloader(), 4)])
+    data = make(text_file, batch_size=6)
+    data.go_on_from(step=5, windows=21)  # as after steps of other sizes
+    assert (data.windows_seen(5), data.windows_seen(7), data.tokens_seen(7)) == (21, 33, 33 * 16)
+    data.trainer = fake_trainer(global_step=6, accumulate_grad_batches=2)
+    parts = torch.cat([x for x, _ in islice(data.train_dataloader(), 2)])
+    assert torch.equal(parts, whole[27:33])
+    again = torch.cat([data.training_batch(5, micro)[0] for micro in (0, 1)])  # the step before, once more
+    assert torch.equal(again, whole[21:27])
 
 
 def test_evaluation_loaders(text_file: Path) -> None:
@@ -195,30 +220,31 @@ def test_a_text_that_changes_while_it_is_read(text_file: Path, monkeypatch: pyte
 
 
 def test_defaults_have_no_problems() -> None:
-    assert CharDataModule.problems() == []
+    assert options.problems(CharDataModule, {}) == []
 
 
 @pytest.mark.parametrize(
     ("args", "parts"),
     [
-        ({"block_size": 1}, ["block_size: 1", "at least 2"]),
-        ({"batch_size": 0}, ["batch_size: 0", "at least 1"]),
-        ({"num_workers": -1}, ["num_workers: -1", "at least 0"]),
-        ({"seed": -1}, ["seed: -1"]),
-        ({"seed": 2**63}, ["seed: ", "2^63"]),
-        ({"repeat_windows": -2}, ["repeat_windows: -2"]),
-        ({"val_fraction": 0.0}, ["val_fraction: 0.0", "above 0"]),
-        ({"val_fraction": float("nan")}, ["val_fraction: nan"]),
-        ({"val_fraction": 1.0}, ["val_fraction: 1.0"]),
-        ({"test_fraction": -0.1}, ["test_fraction: -0.1"]),
-        ({"val_fraction": 0.6, "test_fraction": 0.4}, ["val_fraction: 0.6", "test_fraction 0.4", "sum"]),
-        ({"source": "tinyshakespear"}, ["source: 'tinyshakespear'", "Did you mean tinyshakespeare?"]),
-        ({"source": "qqq"}, ["source: 'qqq'", "`path`"]),
-        ({"source": "stdlib", "path": "x.txt"}, ["source: 'stdlib'", "path 'x.txt'", "both"]),
+        ({"block_size": 1}, ["block_size = 1: ", "at least 2"]),
+        ({"batch_size": 0}, ["batch_size = 0: ", "at least 1"]),
+        ({"num_workers": -1}, ["num_workers = -1: ", "at least 0"]),
+        ({"seed": -1}, ["seed = -1: "]),
+        ({"seed": 2**63}, ["seed = ", "2^63"]),
+        ({"repeat_windows": -2}, ["repeat_windows = -2: "]),
+        ({"val_fraction": 0.0}, ["val_fraction = 0.0: ", "(0, 1)"]),
+        ({"val_fraction": float("nan")}, ["val_fraction = nan: "]),
+        ({"val_fraction": 1.0}, ["val_fraction = 1.0: "]),
+        ({"test_fraction": -0.1}, ["test_fraction = -0.1: "]),
+        ({"val_fraction": 0.6, "test_fraction": 0.4}, ["val_fraction = 0.6: ", "test_fraction = 0.4", "sum"]),
+        ({"source": "tinyshakespear"}, ["source = tinyshakespear: ", "did you mean tinyshakespeare?"]),
+        ({"source": "qqq"}, ["source = qqq: ", "must be one of stdlib"]),
+        ({"source": "stdlib", "path": "x.txt"}, ["source = stdlib: ", "path 'x.txt'", "keep one"]),
+        ({"path": "a" * 300}, ["path = ", "a name of 300 bytes"]),
     ],
 )
 def test_each_problem_names_field_value_and_rule(args: dict[str, Any], parts: list[str]) -> None:
-    (message,) = CharDataModule.problems(**args)
+    message = str(*options.problems(CharDataModule, args))
     assert message.startswith(parts[0])
     assert all(part in message for part in parts)
 
@@ -226,7 +252,7 @@ def test_each_problem_names_field_value_and_rule(args: dict[str, Any], parts: li
 def test_all_problems_are_reported_at_once() -> None:
     with pytest.raises(ConfigurationError) as caught:
         CharDataModule(block_size=0, batch_size=0, val_fraction=2.0, num_workers=-1)
-    fields = [problem.split(":")[0] for problem in caught.value.problems]
+    fields = [problem.split(" ")[0] for problem in caught.value.problems]
     assert fields == ["block_size", "batch_size", "num_workers", "val_fraction"]
 
 

@@ -231,6 +231,6 @@ def test_tinyshakespeare_is_the_source_of_that_name(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sources, "TINYSHAKESPEARE", server.download("good"))
-    source = open_source("tinyshakespeare", None, str(tmp_path))
+    source = open_source("tinyshakespeare", str(tmp_path))
     assert source.name == "tinyshakespeare"
     assert "".join(source.pieces()) == CONTENT.decode()

@@ -5,7 +5,7 @@ import random
 import signal
 import subprocess
 import sys
-import time
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ from datamodules.encoding import encode_segment, encoded, segments
 from datamodules.tokenizers import ByteTokenizer, CharTokenizer, WordTokenizer
 from datamodules.tokenizers.bpe import train_bpe
 from datamodules.tokenizers.word import count_words
-from tests.support.application import alive
+from tests.support.application import assert_gone
 
 TEXT = "".join(random.Random(0).choices("ab  \n\té😀1.", k=5000))
 
@@ -39,7 +39,7 @@ def test_a_text_without_white_space_is_cut_where_it_stands() -> None:
 def test_segments_have_the_tokens_and_words_of_the_whole(size: int) -> None:
     words = WordTokenizer(["<unk>", "<eos>", "a", "b", "ab"])
     for tokenizer in (words, ByteTokenizer(), train_bpe([TEXT], 280)):
-        parts = list(encoded(segments([TEXT], size), tokenizer, 1))
+        parts = list(encoded(segments([TEXT], size), tokenizer, 1, "here"))
         assert (np.concatenate([part.ids for part in parts]) == tokenizer.encode(TEXT)).all()
         assert sum(part.n_words for part in parts) == count_words(TEXT)
         assert sum(part.n_bytes for part in parts) == len(TEXT.encode())
@@ -48,11 +48,22 @@ def test_segments_have_the_tokens_and_words_of_the_whole(size: int) -> None:
 
 def test_several_processes_give_the_same_in_the_same_order() -> None:
     tokenizer = train_bpe([TEXT], 280)
-    alone, helped = (list(encoded(segments([TEXT], 100), tokenizer, n)) for n in (1, 2))
+    alone, helped = (list(encoded(segments([TEXT], 100), tokenizer, n, "here")) for n in (1, 2))
     assert [part.ids.tolist() for part in helped] == [part.ids.tolist() for part in alone]
     assert helped[3].ids.dtype == alone[3].ids.dtype
-    with pytest.raises(DataError, match="does not know"):
-        list(encoded(["ab", "xyz"], CharTokenizer("ab"), 2))
+    assert helped[3].ids.dtype == tokenizer.dtype  # as small as they are kept
+
+
+@pytest.mark.parametrize("n_processes", [1, 2])
+def test_a_message_names_its_text_once(n_processes: int) -> None:
+    def texts(end: str) -> Iterator[str]:
+        yield from ["ab", end] * 9
+        raise DataError("a.txt: cannot be read")
+
+    with pytest.raises(DataError, match=r"^here: the text holds 3 .* does not know"):
+        list(encoded(texts("xyz"), CharTokenizer("ab"), n_processes, "here"))
+    with pytest.raises(DataError, match=r"^a\.txt: cannot be read"):
+        list(encoded(texts("ba"), CharTokenizer("ab"), n_processes, "here"))
 
 
 def test_white_space_is_noted() -> None:
@@ -67,7 +78,7 @@ def test_workers_end_with_a_killed_process() -> None:
         "from datamodules.encoding import encoded\n"
         "from datamodules.tokenizers import ByteTokenizer\n"
         "if __name__ == '__main__':\n"
-        "    parts = encoded(('text ' for _ in range(10)), ByteTokenizer(), 2)\n"
+        "    parts = encoded(('text ' for _ in range(10)), ByteTokenizer(), 2, 'here')\n"
         "    next(parts)\n"
         "    print(*[child.pid for child in active_children()], flush=True)\n"
         "    time.sleep(60)\n"
@@ -79,7 +90,4 @@ def test_workers_end_with_a_killed_process() -> None:
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     process.stdout.close()
-    deadline = time.monotonic() + 10
-    while any(alive(pid) for pid in workers):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    assert_gone(workers, 10)

@@ -3,16 +3,20 @@
 import multiprocessing
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from itertools import islice
+from multiprocessing import popen_spawn_posix
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.data._utils import signal_handling
 
 from app.run.errors import ConfigurationError
+from app.run.signals import StopRequests
 from datamodules.loaders import IGNORED, Placement, Stopwatch, evaluation_loader, train_loader
 from datamodules.windows import TrainWindows
 
@@ -78,9 +82,9 @@ def test_workers_change_nothing() -> None:
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
-def test_a_stream_started_at_a_step_goes_on_there(accumulation: int) -> None:
+def test_a_stream_started_at_a_window_goes_on_there(accumulation: int) -> None:
     whole = first_batches(10 * accumulation, accumulation=accumulation)
-    resumed = first_batches(3 * accumulation, accumulation=accumulation, step=7)
+    resumed = first_batches(3 * accumulation, accumulation=accumulation, window=7 * BATCH_SIZE)
     for (x, y), (x_resumed, y_resumed) in zip(whole[7 * accumulation :], resumed, strict=True):
         assert torch.equal(x, x_resumed)
         assert torch.equal(y, y_resumed)
@@ -137,6 +141,71 @@ def test_workers_survive_signals_meant_for_the_run() -> None:
     del batches
     worker.join(10)
     assert not worker.is_alive()
+
+
+strike: signal.Signals | None = None  # what a forked process sends itself as soon as it is there
+
+
+def _struck() -> None:
+    if strike is not None:
+        os.kill(os.getpid(), strike)
+
+
+os.register_at_fork(after_in_child=_struck)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("moment", ["forked", "handlers set"])
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_workers_survive_signals_from_their_first_moment_on(
+    split: str, moment: str, signum: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requests = StopRequests()
+    requests.deferring = split == "val"  # those for training start before the first step
+    if moment == "forked":
+        monkeypatch.setattr(sys.modules[__name__], "strike", signum)
+    else:  # PyTorch sets handlers of its own in every worker, of which SIGTERM's kills
+        original = signal_handling._set_worker_signal_handlers
+
+        def set_and_strike() -> None:
+            original()
+            os.kill(os.getpid(), signum)
+
+        monkeypatch.setattr(signal_handling, "_set_worker_signal_handlers", set_and_strike)
+    try:
+        if split == "train":
+            batches = iter(train_loader(TOKENS, WINDOWS, BATCH_SIZE, 2, Placement()))
+        else:
+            batches = iter(evaluation_loader(TOKENS, BLOCK_SIZE, 6, 2, Placement()))
+        for x, _ in islice(batches, 3):
+            assert len(x)
+        assert requests.requested is None
+        assert not signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    finally:
+        requests.restore()
+
+
+@pytest.mark.stress
+def test_spawned_workers_survive_them_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    # As on systems that do not fork. A fresh interpreter is struck where it would be killed: at its start.
+    monkeypatch.setattr(popen_spawn_posix.Popen, "_launch", _launched_and_struck)
+    loader = train_loader(TOKENS, WINDOWS, BATCH_SIZE, 1, Placement())
+    loader.multiprocessing_context = "spawn"
+    before = multiprocessing.get_start_method()
+    multiprocessing.set_start_method("spawn", force=True)
+    try:
+        for x, _ in islice(loader, 2):
+            assert len(x) == BATCH_SIZE
+    finally:
+        multiprocessing.set_start_method(before, force=True)
+
+
+_launch = popen_spawn_posix.Popen._launch
+
+
+def _launched_and_struck(self: popen_spawn_posix.Popen, process: object) -> None:
+    _launch(self, process)
+    os.kill(self.pid, signal.SIGTERM)
 
 
 def test_evaluation_windows_are_blocks_of_the_text() -> None:

@@ -16,6 +16,7 @@ import pytest
 import torch
 from huggingface_hub import constants
 
+from app import options
 from app.run.errors import ConfigurationError, DataError
 from datamodules import HFTextDataModule, TextDataModule, WikiTextDataModule
 from datamodules.loaders import IGNORED
@@ -193,8 +194,8 @@ def test_wikitext_by_datasets_itself_is_the_same(tmp_path: Path, monkeypatch: py
 
 def test_bytes_and_words_of_what_is_evaluated(tmp_path: Path) -> None:
     lines = "".join(line for line, _ in LINES)
-    for split in ("train", "valid", "test"):
-        (tmp_path / f"{split}.txt").write_text(lines * 3)
+    for split, n in (("train", 4), ("valid", 3), ("test", 2)):
+        (tmp_path / f"{split}.txt").write_text(lines * n)
     for kind in ("word", "byte", "bpe", "char"):
         data = TextDataModule(str(tmp_path), tokenizer=kind, block_size=8, cache_dir=str(tmp_path / ".c"))  # type: ignore[arg-type]
         corpus, scale = data.check_source(), data.evaluated_text("val")
@@ -278,6 +279,34 @@ def test_any_data_set_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         HFTextDataModule("someone/else", cache_dir=str(tmp_path)).check_source()
 
 
+def test_names_of_hub_splits_tell_what_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("datamodules.hub._reaches_hub", lambda: True)
+
+    def stories(number: int, **splits: list[Any]) -> HFTextDataModule:
+        monkeypatch.setattr(datasets, "load_dataset", lambda *args, **kwargs: opened(**splits))
+        return HFTextDataModule(f"a/{number}", tokenizer="byte", block_size=4, cache_dir=str(tmp_path))
+
+    some, other = ["one of many"] * 30, ["another"] * 9
+    data = stories(1, train_sft=some, dev_sft=other, unsupervised=["no"], validaton=["no"])
+    assert data.tokenizer.decode(data.check_source().val) == "another\n" * 9
+    for again in (data, stories(1, train=["never asked"])):  # what is prepared says it too
+        assert again.describe().splitlines()[1:] == [
+            "         training    train_sft",
+            "         validation  dev_sft",
+            "         skipped     unsupervised (no split in the name)",
+            "         skipped     validaton (unclear: 'validaton' is nearly 'validation')",
+        ]
+    data = stories(2, train=some, train_small=["no"], test=other)  # validation is cut from the end
+    corpus = data.check_source()
+    assert data.tokenizer.decode([*corpus.train, *corpus.val]) == "one of many\n" * 30
+    assert data.tokenizer.decode(corpus.test) == "another\n" * 9
+    assert "skipped     train_small (train is read)" in data.describe()
+    with pytest.raises(DataError, match="several of its splits are for test: test_a, test_b"):
+        stories(3, train=some, test_a=other, test_b=other).check_source()
+    with pytest.raises(DataError, match="the training and the validation split hold the same text"):
+        stories(4, train=some, validation=some).check_source()
+
+
 # -- texts that cannot be used ----------------------------------------------------------------------------
 
 BAD_TEXTS: dict[str, tuple[bytes, str]] = {
@@ -302,7 +331,8 @@ def test_a_text_that_cannot_be_used(tmp_path: Path, kind: str, tokenizer: Any) -
     with pytest.raises(DataError) as caught:
         make(path, tokenizer=tokenizer).check_source()
     assert reason in str(caught.value)
-    assert str(path) in str(caught.value)
+    (problem, *_) = caught.value.problems
+    assert problem.count(str(path)) == 1  # named once, whatever reads it
 
 
 def test_a_validation_split_that_is_empty(tmp_path: Path) -> None:
@@ -341,32 +371,43 @@ def test_symbols_that_a_given_tokenizer_does_not_know(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ({"tokenizer": "bep"}, "tokenizer: 'bep' is none of char, byte, word, bpe, gpt2."),
-        ({"max_vocab_size": 256}, "max_vocab_size: 256 is too small; tokenizer bpe needs at least 257."),
-        ({"n_processes": -1}, "n_processes: -1"),
-        ({"stride": 0}, "stride: 0 must be at least 1 and at most block_size (256)."),
-        ({"stride": 257}, "stride: 257"),
-        ({"max_bytes_on_device": -1}, "max_bytes_on_device: -1"),
-        ({"val_fraction": 0.0}, "val_fraction: 0.0"),
-        ({"val_fraction": 0.5, "test_fraction": 0.5}, "val_fraction: 0.5 with test_fraction 0.5"),
+        (
+            {"tokenizer": "bep"},
+            "tokenizer = bep: must be one of bpe, word, char, byte, gpt2; did you mean bpe?",
+        ),
+        ({"max_vocab_size": 256}, "max_vocab_size = 256: must be at least 257 with tokenizer: bpe"),
+        ({"n_processes": -1}, "n_processes = -1: "),
+        ({"stride": 0}, "stride = 0: must be at least 1"),
+        ({"stride": 257}, "stride = 257: must be at most block_size = 256"),
+        ({"max_bytes_on_device": -1}, "max_bytes_on_device = -1: "),
+        ({"val_fraction": 0.0}, "val_fraction = 0.0: "),
+        (
+            {"val_fraction": 0.5, "test_fraction": 0.5},
+            "val_fraction = 0.5: and test_fraction = 0.5 leave nothing to train on",
+        ),
     ],
 )
 def test_each_problem_names_field_value_and_rule(args: dict[str, Any], message: str) -> None:
-    (found,) = TextDataModule.problems(path="a.txt", **args)
+    found = str(*options.problems(TextDataModule, {"path": "a.txt"} | args))
     assert found.startswith(message)
     with pytest.raises(ConfigurationError):
         TextDataModule("a.txt", **args)
 
 
 def test_names_of_wikitext_and_settings_without_effect() -> None:
-    (found,) = WikiTextDataModule.problems(name="wikitext-2-raw")
-    assert found.endswith("Did you mean wikitext-2-raw-v1?")
-    assert TextDataModule.without_effect(path="a.txt") == [("text_column", "with a .txt file")]
-    assert TextDataModule.without_effect(path="a.jsonl", tokenizer="byte") == [
-        ("max_vocab_size", "with tokenizer: byte"),
-        ("tokenizer_path", "with tokenizer: byte"),
-    ]
-    assert WikiTextDataModule.without_effect(tokenizer="bpe", tokenizer_path="a")[0][0] == "max_vocab_size"
+    found = str(*options.problems(WikiTextDataModule, {"name": "wikitext-2-raw"}))
+    assert found.endswith("did you mean wikitext-2-raw-v1?")
+    assert options.unused(TextDataModule, {"path": "a.txt"}) == {
+        "text_column": "with a .txt file",
+        "split_by_name": "with a .txt file",
+    }
+    assert options.unused(TextDataModule, {"path": "a.jsonl", "tokenizer": "byte"}) == {
+        "max_vocab_size": "with tokenizer: byte",
+        "tokenizer_path": "with tokenizer: byte",
+        "split_by_name": "with a .jsonl file",
+    }
+    assert options.unused(TextDataModule, {"path": "folder"}) == {}
+    assert [*options.unused(WikiTextDataModule, {"tokenizer_path": "a"})] == ["max_vocab_size"]
 
 
 def test_rows_that_cannot_be_used_are_named(tmp_path: Path) -> None:

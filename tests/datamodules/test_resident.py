@@ -40,7 +40,7 @@ def test_training_batches(
     monkeypatch.setattr(resident, "_TOKENS_AHEAD", ahead)
     windows = TrainWindows(len(TOKENS), 8, seed=3)
     for rank in range(world_size):
-        place = Placement(world_size, rank, accumulation, step=5)
+        place = Placement(world_size, rank, accumulation, window=5 * 12)
         streamed = islice(train_loader(TOKENS, windows, 12, 0, place), 20)
         sliced = islice(ResidentTrainLoader(on_device(TOKENS, CPU), windows, 12, place), 20)
         for (x, y), (x_sliced, y_sliced) in zip(streamed, sliced, strict=True):
@@ -67,8 +67,8 @@ def test_tiny_batches_are_cut_a_few_hundred_at_once(monkeypatch: pytest.MonkeyPa
 def test_a_batch_larger_than_what_is_cut_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resident, "_TOKENS_AHEAD", 100)
     windows = TrainWindows(len(TOKENS), 50, seed=3)
-    (x, y), *_ = islice(ResidentTrainLoader(on_device(TOKENS, CPU), windows, 64, Placement(step=3)), 2)
-    (x_streamed, y_streamed), *_ = islice(train_loader(TOKENS, windows, 64, 0, Placement(step=3)), 1)
+    (x, y), *_ = islice(ResidentTrainLoader(on_device(TOKENS, CPU), windows, 64, Placement(window=192)), 2)
+    (x_streamed, y_streamed), *_ = islice(train_loader(TOKENS, windows, 64, 0, Placement(window=192)), 1)
     assert torch.equal(x, x_streamed)
     assert torch.equal(y, y_streamed)
 

@@ -1,6 +1,5 @@
 """Where texts come from."""
 
-import os
 import sys
 import sysconfig
 from pathlib import Path
@@ -8,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from app.run.errors import DataError
-from datamodules.sources import open_source, path_source, stdlib_source
+from datamodules.sources import open_source, stdlib_source
 from datamodules.text import summarise
 
 
@@ -47,47 +46,5 @@ def test_a_python_without_its_source_is_named(tmp_path: Path, monkeypatch: pytes
 
 
 def test_the_default_is_stdlib() -> None:
-    assert open_source(None, None, "unused").name == "stdlib"
-    assert open_source("stdlib_full", None, "unused").name == "stdlib_full"
-
-
-def test_a_file_may_have_any_name(tmp_path: Path) -> None:
-    path = tmp_path / "corpus.weird"
-    path.write_text("text")
-    source = open_source(None, str(path), "unused")
-    assert "".join(source.pieces()) == "text"
-    assert "".join(source.pieces()) == "text"  # a second pass
-
-
-def test_home_folders_are_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path))
-    (tmp_path / "corpus.txt").write_text("text")
-    assert "".join(open_source(None, "~/corpus.txt", "unused").pieces()) == "text"
-
-
-def test_text_files_of_a_folder_in_order(tmp_path: Path) -> None:
-    for name in ("b.txt", "a.md", "sub/c.TXT", ".hidden.txt", ".git/d.txt", "image.png", "e.rst"):
-        path = tmp_path / name
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(name)
-    (tmp_path / "sub" / "loop").symlink_to(tmp_path)
-    assert "".join(path_source(tmp_path).pieces()) == "a.md\nb.txt\ne.rst\nsub/c.TXT"
-
-
-def test_a_folder_without_text_files(tmp_path: Path) -> None:
-    (tmp_path / "image.png").write_bytes(b"")
-    with pytest.raises(DataError, match=r"no text files in this folder; files ending in \.txt") as caught:
-        path_source(tmp_path)
-    assert str(tmp_path) in str(caught.value)
-
-
-@pytest.mark.timeout(10)
-def test_a_pipe_in_a_folder_does_not_hang(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "pipe.txt")
-    with pytest.raises(DataError, match=r"pipe\.txt: a named pipe"):
-        list(path_source(tmp_path).pieces())
-
-
-def test_a_missing_path(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no such file or folder"):
-        path_source(tmp_path / "absent")
+    assert open_source(None, "unused").name == "stdlib"
+    assert open_source("stdlib_full", "unused").name == "stdlib_full"

@@ -10,12 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from app.run.errors import DataError
-from datamodules import rows
+from app.run.errors import ConfigurationError, DataError
+from datamodules import CharDataModule, rows
 from datamodules.hub import HubDataset, OfflineError
 from datamodules.rows import read_jsonl, read_parquet, row_text
-from datamodules.sources import path_source
-from datamodules.splits import local_source, split_of
+from datamodules.splits import local_source
 
 
 def write_parquet(path: Path, texts: list[Any], column: str = "text") -> Path:
@@ -27,38 +26,6 @@ def write_parquet(path: Path, texts: list[Any], column: str = "text") -> Path:
 def write_jsonl(path: Path, lines: list[Any]) -> Path:
     path.write_text("".join(line if isinstance(line, str) else json.dumps(line) + "\n" for line in lines))
     return path
-
-
-@pytest.mark.parametrize(
-    ("name", "split"),
-    [
-        ("train.txt", "train"),
-        ("wiki.valid.tokens", "val"),
-        ("wiki.test.raw", "test"),
-        ("train-00000-of-00001.parquet", "train"),
-        ("validation-00000-of-00001.parquet", "val"),
-        ("my_dev.jsonl", "val"),
-        ("test/part-3.jsonl", "test"),
-        ("training.txt", None),
-        ("pretrain.txt", None),
-        ("test_of_train.txt", None),
-        ("notes.md", None),
-    ],
-)
-def test_names_tell_the_split(name: str, split: str | None) -> None:
-    assert split_of(Path(name)) == split
-
-
-def test_a_folder_with_splits(tmp_path: Path) -> None:
-    for name in ("train.txt", "valid.txt", "test.txt", "README.md"):
-        (tmp_path / name).write_text(name)
-    source = local_source(tmp_path, "text")
-    assert {split: "".join(text.pieces()) for split, text in source.texts.items()} == {
-        "train": "train.txt", "val": "valid.txt", "test": "test.txt",
-    }  # fmt: skip
-    (tmp_path / "train.txt").unlink()
-    with pytest.raises(DataError, match="but none for train"):
-        local_source(tmp_path, "text")
 
 
 def test_a_folder_without_splits_is_one_text(tmp_path: Path) -> None:
@@ -168,8 +135,8 @@ def test_names_that_no_file_can_have(tmp_path: Path) -> None:
     for name in ("x" * 300, "a\0b"):
         with pytest.raises(DataError, match="cannot be read"):
             local_source(tmp_path / name, "text")
-        with pytest.raises(DataError, match="cannot be read"):
-            path_source(tmp_path / name)
+        with pytest.raises(ConfigurationError, match=r"a name of 300 bytes|NUL"):
+            CharDataModule(path=str(tmp_path / name)).check_source()
 
 
 def test_links_that_lead_round(tmp_path: Path) -> None:

@@ -1,5 +1,8 @@
 """Reading text files: what counts as text, and one clear error for everything that does not."""
 
+import bz2
+import gzip
+import lzma
 import os
 from pathlib import Path
 
@@ -137,3 +140,31 @@ def test_summary() -> None:
     assert summary.alphabet == "\nabé"
     assert summary == summarise(["baéa\n"])  # pieces do not matter
     assert summary.sha256 != summarise(["abéa\n"]).sha256
+
+
+@pytest.mark.parametrize(
+    ("packed", "what", "remedy"),
+    [
+        (gzip.compress(b"text"), "compressed (gzip)", "`gunzip -k 'a b.txt'`"),
+        (bz2.compress(b"text"), "compressed (bzip2)", "`bunzip2 -k 'a b.txt'`"),
+        (lzma.compress(b"text"), "compressed (xz)", "`unxz -k 'a b.txt'`"),
+        (b"PK\x03\x04" + bytes(30), "compressed (zip)", "`unzip 'a b.txt'`"),
+        (b"\x28\xb5\x2f\xfd text", "compressed (Zstandard)", "`unzstd 'a b.txt'`"),
+        (b"%PDF-1.7\n\xe2\xe3", "a PDF document", "`pdftotext 'a b.txt'`"),
+        (b"\xff\xd8\xff\xe0 JFIF", "a picture", "Give a UTF-8 text file."),
+        (b"PAR1\x15", "TextDataModule reads under the ending .parquet", "Give a UTF-8 text file."),
+    ],
+)
+def test_other_formats_are_told_by_their_name(tmp_path: Path, packed: bytes, what: str, remedy: str) -> None:
+    path = tmp_path / "a b.txt"
+    path.write_bytes(packed)
+    with pytest.raises(DataError) as caught:
+        list(read_text(path))
+    message = str(caught.value)
+    assert message.startswith(f"{path}: is ")
+    assert what in message
+    assert remedy in message
+    assert "iconv" not in message
+    for text in ("BZh what a text", "PK", "PARAGRAPH"):
+        path.write_text(text)
+        assert list(read_text(path)) == [text]

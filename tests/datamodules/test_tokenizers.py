@@ -6,14 +6,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from app.run.errors import DataError
 from datamodules import tokenizers
+from datamodules.text import read_text
 from datamodules.tokenizers import (
     BPETokenizer,
     ByteTokenizer,
     CharTokenizer,
     GPT2Tokenizer,
+    SymbolTokenizer,
     Tokenizer,
     WordTokenizer,
 )
@@ -56,7 +59,7 @@ def test_bytes_per_token_at_the_limits_of_utf8() -> None:
 def test_ids_take_the_smallest_type(n_symbols: int, dtype: str) -> None:
     alphabet = "".join(map(chr, range(0x10000, 0x10000 + n_symbols)))
     tokenizer = CharTokenizer(alphabet)
-    ids = tokenizer.encode(alphabet)
+    ids = tokenizer.encode_compact(alphabet)
     assert ids.dtype == tokenizer.dtype == np.dtype(dtype)
     assert (ids == np.arange(n_symbols)).all()
 
@@ -155,7 +158,10 @@ def test_every_kind_comes_back_from_its_file(any_tokenizer: Tokenizer, tmp_path:
 
 def test_text_comes_back_with_its_bytes(any_tokenizer: Tokenizer) -> None:
     ids = any_tokenizer.encode(TEXT)
-    assert ids.dtype == any_tokenizer.dtype
+    assert ids.dtype == any_tokenizer.encode("").dtype == any_tokenizer.start().dtype == np.int64
+    compact = any_tokenizer.encode_compact(TEXT)
+    assert compact.dtype == any_tokenizer.dtype
+    assert (compact == ids).all()
     assert any_tokenizer.token_bytes.shape == (any_tokenizer.vocab_size,)
     if any_tokenizer.is_lossless:
         assert any_tokenizer.decode(ids) == TEXT
@@ -164,6 +170,28 @@ def test_text_comes_back_with_its_bytes(any_tokenizer: Tokenizer) -> None:
         assert any_tokenizer.decode(ids).split() == TEXT.split()
     assert any_tokenizer.encode("").tolist() == []
     assert any_tokenizer.decode(any_tokenizer.start()) == "\n"
+
+
+def test_tokens_are_what_a_network_takes(any_tokenizer: Tokenizer) -> None:
+    embedding = torch.nn.Embedding(any_tokenizer.vocab_size, 2)
+    for ids in (
+        any_tokenizer.encode("The cat"),
+        any_tokenizer.encode_prompt("The cat"),
+        any_tokenizer.start(),
+    ):
+        assert embedding(torch.from_numpy(ids)).shape == (len(ids), 2)
+
+
+def test_a_prompt_has_the_line_ends_of_the_texts_that_were_read(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfone\r\ntwo\rthree\n")
+    text = "".join(read_text(tmp_path / "a.txt"))
+    words = WordTokenizer(["<unk>", "<eos>", "one", "two", "three"])
+    for tokenizer in (CharTokenizer("".join(set(text))), ByteTokenizer(), words):
+        ids = tokenizer.encode_prompt("\ufeffone\r\ntwo\rthree\n")
+        assert ids.tolist() == tokenizer.encode(text).tolist()
+        for nothing in ("", "\ufeff"):
+            assert tokenizer.encode_prompt(nothing).tolist() == tokenizer.start().tolist()
+    assert words.encode_prompt("  ").tolist() == words.start().tolist()  # white space alone has no word
 
 
 @pytest.mark.parametrize("size", [1, 7, 50])
@@ -280,3 +308,18 @@ def test_gpt2_from_its_files(bpe: BPETokenizer, tmp_path: Path) -> None:
     (tmp_path / "merges.txt").write_text("one two three\n")
     with pytest.raises(DataError, match="are not GPT-2's"):
         GPT2Tokenizer.from_files(tmp_path)
+
+
+def test_symbols_are_numbers() -> None:
+    tokenizer = SymbolTokenizer(300)
+    assert tokenizer.encode(" 3 0\n299").tolist() == [3, 0, 299]
+    assert tokenizer.decode([3, 0, 299]) == "3 0 299 "
+    assert tokenizer.dtype == np.uint16
+    assert tokenizers.from_dict(tokenizer.to_dict()).hash == tokenizer.hash != SymbolTokenizer(301).hash
+    assert tokenizer.encode_prompt("").tolist() == [0]
+    for text in ("300", "-1", "x", "1.5", "9" * 30):
+        with pytest.raises(DataError, match="numbers from 0 to 299"):
+            tokenizer.encode(text)
+    for size in (0, "3", None, 1 << 30):
+        with pytest.raises(DataError, match="vocab_size"):
+            tokenizers.from_dict({"kind": "symbols", "vocab_size": size})

@@ -109,7 +109,7 @@ def test_the_global_batch_is_the_same_for_every_division(world_size: int, accumu
         ranks = [
             [
                 micro_batch_index(
-                    step, micro, rank, batch_size=12, world_size=world_size, accumulation=accumulation
+                    12 * step, micro, rank, batch_size=12, world_size=world_size, accumulation=accumulation
                 ).tolist()
                 for micro in range(accumulation)
             ]

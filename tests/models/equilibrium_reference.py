@@ -6,12 +6,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-TARGET = torch.tensor([0.55, 0.25, 0.15, 0.05], dtype=torch.float64)
 DEFAULTS: dict[str, Any] = dict(
     use_attention_residual=True, use_plastic=True, use_branches=True, n_branches=2, use_verifier=True,
     warmup_steps=50, max_budget_per_token=4, total_budget_ratio=2.0, statistics="current", standardize=False,
     soft="centres", shared_router=True, enforce_budget=False, budget_order="deviation", reprocess_context=False,
-    quantile="sort", capacity_factor=None,
+    quantile="sort", capacity_factor=None, signal_momentum=0.1, init_thresholds=None,
+    target_fractions=(0.55, 0.25, 0.15, 0.05), threshold_momentum=0.2, temperature=8.0, offset_scale=0.2,
+    verifier_weights=(0.4, 0.4, 0.2), verifier_sharpness=4.0, diversity_target=0.08, diversity_weight=0.1,
+    fraction_weight=0.01, plastic_rate=1e-4, plastic_mask=0.15, plastic_noise=0.05, plastic_penalty=0.01,
+    plastic_decay=0.99,
 )  # fmt: skip
 
 
@@ -24,7 +27,15 @@ def gelu(x: Tensor) -> Tensor:
     return x * 0.5 * (1 + torch.erf(x / math.sqrt(2)))
 
 
-def quantiles(values: list[float], by_histogram: bool, value_range: tuple[float, float]) -> Tensor:
+def shares(fractions: Any) -> Tensor:
+    """Target fractions, normalised."""
+    given = torch.tensor(fractions, dtype=torch.float64)
+    return given / given.sum()
+
+
+def quantiles(
+    values: list[float], target: Tensor, by_histogram: bool, value_range: tuple[float, float]
+) -> Tensor:
     """Linear between neighbours; with a histogram, of values that are spread evenly inside their bins."""
     values = sorted(values)
     if by_histogram:
@@ -32,7 +43,7 @@ def quantiles(values: list[float], by_histogram: bool, value_range: tuple[float,
         width = (high - low) / 4096
         bins = [min(max(math.floor((value - low) / width), 0), 4095) for value in values]
         values = [low + width * (b + (i - bins.index(b) + 0.5) / bins.count(b)) for i, b in enumerate(bins)]
-    return torch.quantile(torch.tensor(values, dtype=torch.float64), TARGET.cumsum(0)[:3])
+    return torch.quantile(torch.tensor(values, dtype=torch.float64), target.cumsum(0)[:3])
 
 
 class Reference:
@@ -48,6 +59,7 @@ class Reference:
     def __init__(self, state: dict[str, Tensor], n_heads: int, n_layers: int, **options: Any):
         self.n_heads, self.n_layers = n_heads, n_layers
         self.o = DEFAULTS | options
+        self.target = shares(self.o["target_fractions"])
         moving = ("running", "deviation_", "num_batches", "target_cdf")
         self.p = {
             name: value.clone().requires_grad_()
@@ -77,6 +89,14 @@ class Reference:
         self.seen_x: list[list[Tensor]] = [[] for _ in range(self.n_layers)]
         self.seen_deviation: list[list[Tensor]] = [[] for _ in range(self.n_layers)]
         self.seen_score: list[list[list[float]]] = [[] for _ in self.theta]
+
+    def towards(self, old: Tensor, new: Tensor) -> Tensor:
+        m = self.o["signal_momentum"]
+        return (1 - m) * old + m * new
+
+    def moved(self, theta: Tensor, own: Tensor) -> Tensor:
+        m = self.o["threshold_momentum"]
+        return (1 - m) * theta + m * own
 
     # -- parts ------------------------------------------------------------------------------------------
 
@@ -120,15 +140,15 @@ class Reference:
         flat = torch.stack([x for row in rows for x in row]).detach()
         moves = training and self.o["statistics"] == "current"
         if moves:
-            self.mean[i] = 0.9 * self.mean[i] + 0.1 * flat.mean(0)
-            self.var[i] = 0.9 * self.var[i] + 0.1 * flat.var(0)
+            self.mean[i] = self.towards(self.mean[i], flat.mean(0))
+            self.var[i] = self.towards(self.var[i], flat.var(0))
             self.tracked[i] += 1
         spread = torch.sqrt(self.var[i]) + 1e-8
         deviation = [[((x - self.mean[i]) / spread).norm() / math.sqrt(self.D) for x in row] for row in rows]
         all_deviations = torch.stack([d for row in deviation for d in row]).detach()
         if moves:
-            self.deviation_mean[i] = 0.9 * self.deviation_mean[i] + 0.1 * all_deviations.mean()
-            self.deviation_var[i] = 0.9 * self.deviation_var[i] + 0.1 * all_deviations.var()
+            self.deviation_mean[i] = self.towards(self.deviation_mean[i], all_deviations.mean())
+            self.deviation_var[i] = self.towards(self.deviation_var[i], all_deviations.var())
         if training:
             self.seen_x[i].append(flat)
             self.seen_deviation[i].append(all_deviations)
@@ -145,13 +165,13 @@ class Reference:
             self.seen_score[router].append(values)
         theta = self.theta[router]
         if self.o["statistics"] == "current":
-            own = quantiles(values, self.o["quantile"] == "histogram", self.range)
+            own = quantiles(values, self.target, self.o["quantile"] == "histogram", self.range)
             if training:
-                theta = self.theta[router] = 0.8 * theta + 0.2 * own
+                theta = self.theta[router] = self.moved(theta, own)
                 self.theta_tracked[router] += 1
             elif self.theta_tracked[router] == 0:
                 theta = own
-        t = theta + 0.2 * torch.tanh(self.p[f"routers.{router}.threshold_offsets"])
+        t = theta + self.o["offset_scale"] * torch.tanh(self.p[f"routers.{router}.threshold_offsets"])
         t1 = t[0]
         t2 = t[1] if t[1] > t1 + 1e-3 else t1 + 1e-3
         t3 = t[2] if t[2] > t2 + 1e-3 else t2 + 1e-3
@@ -161,13 +181,14 @@ class Reference:
         if self.o["soft"] == "ordinal":
             above = [
                 torch.ones(()).double(),
-                *(torch.sigmoid(8 * (score - each)) for each in t),
+                *(torch.sigmoid(self.o["temperature"] * (score - each)) for each in t),
                 torch.zeros(()),
             ]
             return torch.stack([above[k] - above[k + 1] for k in range(4)])
         left, right = torch.clamp(t[1] - t[0], min=1e-3), torch.clamp(t[2] - t[1], min=1e-3)
         centres = [t[0] - left, (t[0] + t[1]) / 2, (t[1] + t[2]) / 2, t[2] + right]
-        return torch.stack([-8 * (score - centre).abs() for centre in centres]).softmax(0)
+        distances = torch.stack([(score - centre).abs() for centre in centres])
+        return (-self.o["temperature"] * distances).softmax(0)
 
     def enforced(self, routes: list[int], deviation: list[Tensor]) -> list[int]:
         T, ratio = len(routes), self.o["total_budget_ratio"]
@@ -198,7 +219,7 @@ class Reference:
         works = {1: i == self.n_layers - 1 and self.o["use_branches"], 2: i > 0, 3: self.o["use_plastic"]}
         taken, kept = [0] * 4, []
         for route in routes:
-            room = math.ceil(self.o["capacity_factor"] * float(TARGET[route]) * len(routes))
+            room = math.ceil(self.o["capacity_factor"] * float(self.target[route]) * len(routes))
             taken[route] += 1
             kept.append(0 if works.get(route) and taken[route] > room else route)
         return kept
@@ -259,7 +280,8 @@ class Reference:
             budgets.append(budget)
         logits, diversity = self.logits(x, routes_of_layers[-1])
         mean_probabilities = torch.stack([p for row in last_probabilities for p in row]).mean(0)
-        aux = 0.1 * diversity + 0.01 * ((mean_probabilities - TARGET) ** 2).mean()
+        distance = ((mean_probabilities - self.target) ** 2).mean()
+        aux = self.o["diversity_weight"] * diversity + self.o["fraction_weight"] * distance
         loss = -sum(logits[b, t].log_softmax(0)[targets[b, t]] for b in range(B) for t in range(T)) / (B * T)
         return {
             "logits": logits,
@@ -312,7 +334,7 @@ class Reference:
         diversity = torch.zeros(()).double()
         if divergences and divergences[0]:
             means = [sum(each) / len(divergences) for each in zip(*divergences, strict=True)]
-            diversity = sum(torch.relu(0.08 - mean) for mean in means) / len(means)
+            diversity = sum(torch.relu(self.o["diversity_target"] - mean) for mean in means) / len(means)
         return torch.stack(rows), diversity
 
     @staticmethod
@@ -323,8 +345,8 @@ class Reference:
         m = (p + q) / 2
         return 0.5 * (p * (log(p) - log(m))).sum() + 0.5 * (q * (log(q) - log(m))).sum()
 
-    @staticmethod
-    def verified(branches: list[Tensor], p: list[Tensor]) -> Tensor:
+    def verified(self, branches: list[Tensor], p: list[Tensor]) -> Tensor:
+        w1, w2, w3 = self.o["verifier_weights"]
         entropy = [-(each * torch.log(torch.clamp(each, min=1e-8))).sum() for each in p]
         largest = max(entropy)
         mean = sum(p) / len(p)
@@ -332,8 +354,8 @@ class Reference:
         for each, h in zip(p, entropy, strict=True):
             top = each.sort(descending=True).values
             agreement = (each @ mean) / (each.norm() * mean.norm())
-            scores.append(0.4 * (1 - h / largest) + 0.4 * agreement + 0.2 * (top[0] - top[1]))
-        weights = (4 * torch.stack(scores)).softmax(0)
+            scores.append(w1 * (1 - h / largest) + w2 * agreement + w3 * (top[0] - top[1]))
+        weights = (self.o["verifier_sharpness"] * torch.stack(scores)).softmax(0)
         return sum(w * each for w, each in zip(weights, branches, strict=True))
 
     def after_step(self) -> None:
@@ -341,14 +363,14 @@ class Reference:
         if self.o["statistics"] == "lagged":
             for i in range(self.n_layers):
                 x, deviation = torch.cat(self.seen_x[i]), torch.cat(self.seen_deviation[i])
-                self.mean[i] = 0.9 * self.mean[i] + 0.1 * x.mean(0)
-                self.var[i] = 0.9 * self.var[i] + 0.1 * x.var(0)
-                self.deviation_mean[i] = 0.9 * self.deviation_mean[i] + 0.1 * deviation.mean()
-                self.deviation_var[i] = 0.9 * self.deviation_var[i] + 0.1 * deviation.var()
+                self.mean[i] = self.towards(self.mean[i], x.mean(0))
+                self.var[i] = self.towards(self.var[i], x.var(0))
+                self.deviation_mean[i] = self.towards(self.deviation_mean[i], deviation.mean())
+                self.deviation_var[i] = self.towards(self.deviation_var[i], deviation.var())
                 self.tracked[i] += 1
             for router, scores in enumerate(self.seen_score):
                 together = [value for values in scores for value in values]
-                own = quantiles(together, self.o["quantile"] == "histogram", self.range)
-                self.theta[router] = 0.8 * self.theta[router] + 0.2 * own
+                own = quantiles(together, self.target, self.o["quantile"] == "histogram", self.range)
+                self.theta[router] = self.moved(self.theta[router], own)
                 self.theta_tracked[router] += 1
         self.forget()

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from app.models.crystal import CrystalAttention, crystal_attention, decompose_attention, random_basis
+from app.ops import Form, use_form
 from app.ops.crystal_attention import naive, vectorized
 from app.ops.crystal_attention.modes import orthonormal
 from tests import tolerances
@@ -72,11 +73,7 @@ def test_equals_the_definition(
         basis = random_basis(size[1], size[-1], size[-1], seed=3).requires_grad_()
         options, leaves = options | {"basis": basis}, [*leaves, basis]
     scale = 0.6
-    # By the definition topk has a softmax of its own; with one key that softmax is the one-hot of top1.
-    same = "top1" if options == {"top_k": 1} else mode
-    expected = naive.crystal_attention(
-        **given, mode=same, **(options if same == mode else {}), scale=scale, straight_through=through
-    )
+    expected = naive.crystal_attention(**given, mode=mode, **options, scale=scale, straight_through=through)
     y = crystal_attention(**given, mode=mode, **options, scale=scale, straight_through=through)
     assert relative_error(y, expected) <= tolerances.OUTPUT
     for x, mine, theirs in zip(leaves, gradients(y, leaves), gradients(expected, leaves), strict=True):
@@ -93,6 +90,19 @@ def test_full_is_softmax_attention(scale: float | None) -> None:
         assert relative_error(y, expected) <= tolerances.OUTPUT
         for mine, theirs in zip(gradients(y, leaves), gradients(expected, leaves), strict=True):
             assert relative_error(mine, theirs) <= tolerances.GRADIENT
+
+
+@pytest.mark.parametrize("form", ["naive", "vectorized"])
+@pytest.mark.parametrize(("mode", "options"), [("full", {}), ("topk", {"top_k": 40})], ids=str)
+def test_dropout_is_on_the_attention_weights(mode: Any, options: dict[str, Any], form: Form) -> None:
+    # Equal weights and the identity for values: the output is the weights themselves, of which a query sees all.
+    q = torch.zeros(2, 3, 1, 40)
+    v = torch.eye(40).expand(2, 3, 40, 40)
+    with use_form(form):
+        weights = torch.cat([crystal_attention(q, v, v, mode, **options, dropout=0.5) for _ in range(50)])
+    kept = weights > 0.5 / 40
+    assert 0.45 < kept.float().mean() < 0.55
+    torch.testing.assert_close(weights, 2 / 40 * kept)
 
 
 def test_scores_learn_as_in_softmax_attention() -> None:
@@ -245,3 +255,22 @@ def test_dropout_spares_the_top_key() -> None:
 def test_mistakes_are_named(options: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         crystal_attention(**(tensors((2, 3, 23, 23, 7)) | options))
+
+
+@pytest.mark.parametrize(("mode", "options"), [("full", {}), ("topk", {"top_k": 70})])
+def test_bfloat16_loses_no_more_than_its_digits(mode: Any, options: dict[str, Any]) -> None:
+    """Neither to values that cancel, nor to the many queries whose gradients one key adds up."""
+    given = {name: x.detach().bfloat16() for name, x in tensors((1, 1, 1000, 1000, 40)).items()}
+    narrow = {name: x.clone().requires_grad_() for name, x in given.items()}
+    wide = {name: x.float().requires_grad_() for name, x in given.items()}
+    found, expected = vectorized.crystal_attention, naive.crystal_attention
+    y, wanted = found(**narrow, mode=mode, **options), expected(**wide, mode=mode, **options)
+    assert relative_error(y, wanted) <= tolerances.BFLOAT16
+    upstream = torch.randn(y.shape, generator=torch.Generator().manual_seed(7)).bfloat16()
+    pairs = zip(
+        torch.autograd.grad(y, [*narrow.values()], upstream),
+        torch.autograd.grad(wanted, [*wide.values()], upstream.float()),
+        strict=True,
+    )
+    for gradient, of_definition in pairs:
+        assert relative_error(gradient, of_definition) <= tolerances.BFLOAT16

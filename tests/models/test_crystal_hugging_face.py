@@ -131,11 +131,41 @@ def test_a_model_inside_another_is_found() -> None:
 
 
 def test_another_family_is_told() -> None:
-    config = transformers.LlamaConfig(
+    config = transformers.GPTNeoXConfig(
         vocab_size=40, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2
     )
-    with pytest.raises(ValueError, match="of the family 'llama'; of transformers, only 'gpt2'"):
-        attention_layers(transformers.LlamaForCausalLM(config))
+    with pytest.raises(ValueError, match="of the family 'gpt_neox'; of transformers, only gpt2, llama"):
+        attention_layers(transformers.GPTNeoXForCausalLM(config))
+
+
+@pytest.mark.parametrize("n_groups", [1, 2])
+@pytest.mark.parametrize("family", ["Llama", "Mistral", "Qwen2", "Qwen3"])
+def test_grouped_heads_and_rotary_positions(family: str, n_groups: int) -> None:
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{family}Config")(
+        vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=3, num_attention_heads=4,
+        num_key_value_heads=4 // n_groups, head_dim=4, max_position_embeddings=16,
+    )  # fmt: skip
+    model = getattr(transformers, f"{family}ForCausalLM")(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(8)
+    own = logits(model)
+    assert len(attention_layers(model)) == 3
+    assert head_shape(model, 1) == (4, 4)
+    basis = calibrate(model, [1, 2], [IDX])
+    assert basis.modes.shape[1:3] == (4, 4)
+    for mode, options in (("full", {}), ("lowrank", {"rank": 4, "basis": basis}), ("topk", {"top_k": 12})):
+        with CrystalPatch(model, [1, 2], mode, **options):
+            assert relative_error(logits(model), own) <= tolerances.OUTPUT
+    for mode in ("top1", "lowrank", "random"):
+        with CrystalPatch(model, [1, 2], mode, 2, basis=basis):
+            assert relative_error(logits(model), own) > 1e-3
+        assert torch.equal(logits(model), own)
+    with CrystalPatch(model, [0, 1, 2], "topk", top_k=2):
+        options = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+        cached = model.generate(IDX, use_cache=True, **options)
+        assert torch.equal(cached, model.generate(IDX, use_cache=False, **options))
 
 
 def test_only_padding_is_no_calibration_text() -> None:

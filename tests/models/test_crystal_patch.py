@@ -165,7 +165,9 @@ def test_the_other_softmax_networks(kind: str) -> None:
     network: nn.Module
     if kind == "LocalGPT":
         network = LocalGPT(
-            LocalGPTConfig(vocab_size=11, block_size=16, n_layer=3, n_head=2, n_embd=12, attn_mode="softmax")
+            LocalGPTConfig(
+                vocab_size=11, block_size=16, n_layers=3, n_heads=2, d_model=12, attn_mode="softmax"
+            )
         )
     else:
         network = EquilibriumLM(11, block_size=16, d_model=12, n_heads=2, n_layers=3, d_ff=24)
@@ -181,7 +183,7 @@ def test_the_other_softmax_networks(kind: str) -> None:
 
 
 def test_sigmoid_attention_is_refused() -> None:
-    network = LocalGPT(LocalGPTConfig(vocab_size=11, block_size=16, n_layer=1, n_head=2, n_embd=12))
+    network = LocalGPT(LocalGPTConfig(vocab_size=11, block_size=16, n_layers=1, n_heads=2, d_model=12))
     with pytest.raises(ValueError, match="layer = 0: its attention is SigmoidAttention, not softmax"):
         head_shape(network, 0)
 

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from app.models.equilibrium import EquilibriumLM
 from app.models.equilibrium.block import MultiHeadAttention
-from tests.models.equilibrium_reference import DEFAULTS, TARGET, Reference
+from tests.models.equilibrium_reference import DEFAULTS, Reference, shares
 from tests.parity import relative_error
 
 V, T, D, H, L = 7, 6, 8, 2, 3
@@ -23,6 +23,12 @@ IMPROVED: dict[str, Any] = dict(
     quantile="histogram",
 )  # fmt: skip
 CAUSAL_BUDGET: dict[str, Any] = dict(enforce_budget=True, total_budget_ratio=1.6, budget_order="causal")
+#: each away from its default, but for those of the adapter's own learning
+CONSTANTS: dict[str, Any] = dict(
+    signal_momentum=0.3, init_thresholds=(0.2, 0.7, 1.9), target_fractions=(2, 2, 3, 3), threshold_momentum=0.45,
+    temperature=3.0, offset_scale=0.6, verifier_weights=(1.0, 0.1, 0.7), verifier_sharpness=1.5,
+    diversity_target=0.3, diversity_weight=0.7, fraction_weight=0.4,
+)  # fmt: skip
 CASES: dict[str, dict[str, Any]] = {
     "original": {},
     "plain residual": {"use_attention_residual": False, "n_branches": 3, "use_verifier": False},
@@ -30,6 +36,8 @@ CASES: dict[str, dict[str, Any]] = {
     "one branch": {"n_branches": 1, "total_budget_ratio": 1.2, "max_budget_per_token": 3},
     "improved": IMPROVED,
     "current improved": IMPROVED | {"statistics": "current"},
+    "every constant": CONSTANTS | {"capacity_factor": 1.1},
+    "every constant, improved": IMPROVED | CONSTANTS,
     "lagged, shared, sorted": {"statistics": "lagged", "soft": "ordinal"},
     "enforced": {"enforce_budget": True, "total_budget_ratio": 1.6, "reprocess_context": True},
     "enforced, tight": {"enforce_budget": True, "total_budget_ratio": 1.5, "standardize": True},
@@ -39,7 +47,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 #: the others run with the exhaustive tests
-USUAL = ("original", "plain residual", "improved", "enforced", "enforced, causal")
+USUAL = ("original", "plain residual", "improved", "every constant", "enforced", "enforced, causal")
 
 
 def small_network(seed: int = 3, **options: Any) -> EquilibriumLM:
@@ -51,7 +59,7 @@ def small_network(seed: int = 3, **options: Any) -> EquilibriumLM:
         for parameter in network.parameters():
             parameter.add_(0.4 * torch.randn_like(parameter))
         for router in network.routing_decisions:  # made in single precision
-            router.target_cdf.copy_(TARGET.cumsum(0)[:3])
+            router.target_cdf.copy_(shares(router.fractions).cumsum(0)[:3])
     return network
 
 
@@ -332,11 +340,14 @@ def test_a_route_too_dear_for_one_token_meets_no_cap() -> None:
 
 def test_dropout_is_on_the_embedding() -> None:
     network = small_network(dropout=0.5)
-    seen: list[Tensor] = []
-    network.blocks[0].register_forward_pre_hook(lambda block, inputs: seen.append(inputs[0].detach()))
+    entering: list[Tensor] = []
+    network.blocks[0].register_forward_pre_hook(lambda block, inputs: entering.append(inputs[0].detach()))
     idx, _ = batch(5, n_rows=8)
+    seen = []
     for training in (True, False):
+        entering.clear()
         network.train(training)(idx)
+        seen.append(entering[0])  # the block is called again for tokens that come back
     embedded = network.tok_emb(idx) + network.pos_emb(torch.arange(T))
     kept = seen[0] != 0
     assert 0.4 < float(kept.double().mean()) < 0.6
@@ -362,7 +373,7 @@ def test_original_arguments_are_the_defaults() -> None:
     network = EquilibriumLM(V)
     assert network._init_args == {
         "vocab_size": V, "block_size": 512, "d_model": 256, "n_heads": 4, "n_layers": 6, "d_ff": 512, "dropout": 0.1,
-        "plastic_hidden": 64, "activation_checkpointing": False, **DEFAULTS,
+        "plastic_hidden": 64, "activation_checkpointing": False, "route_choice": "deviation", **DEFAULTS,
     }  # fmt: skip
 
 
@@ -376,6 +387,26 @@ def test_arguments_out_of_range_are_named_together() -> None:
     assert named == {
         "n_heads", "dropout", "total_budget_ratio", "capacity_factor", "statistics", "n_branches", "warmup_steps",
     }  # fmt: skip
+    with pytest.raises(ValueError, match="must") as error:
+        EquilibriumLM(
+            V, signal_momentum=0.0, threshold_momentum=1.5, temperature=0.0, offset_scale=-1.0, verifier_sharpness=-1.0,
+            diversity_target=0.7, diversity_weight=-1.0, fraction_weight=math.inf, plastic_rate=0.0, plastic_mask=1.5,
+            plastic_noise=-1.0, plastic_penalty=math.nan, plastic_decay=1.1, init_thresholds=(1.0, 1.0, 2.0),
+            target_fractions=(0.0, 0.0, 0.0, 0.0), verifier_weights=(1.0, -1.0, 1.0),
+        )  # fmt: skip
+    lines = str(error.value).splitlines()
+    constants = {name for name in DEFAULTS if name.startswith("plastic_")} | CONSTANTS.keys()
+    assert [line.split(" = ")[0] for line in lines if ": must" in line] == [
+        line.split(" = ")[0] for line in lines
+    ]
+    assert {line.split(" = ")[0] for line in lines} == constants
+    for name, value in (
+        ("target_fractions", (0.5, 0.5)),
+        ("init_thresholds", (1, 2)),
+        ("verifier_weights", (1,)),
+    ):
+        with pytest.raises(ValueError, match=f"^{name} = .*must be (three|four)"):
+            EquilibriumLM(V, **{name: value})
     with pytest.raises(ValueError, match="block_size"):
         small_network()(batch(1, n_tokens=LONGEST + 1)[0])
 

@@ -266,3 +266,17 @@ def test_adaptation_is_exact_under_autocast() -> None:
         other(h)  # leaves rounded weights in the cache of autocast
         other.adapt(h, torch.Generator().manual_seed(1))
     assert all(torch.equal(p, q) for p, q in zip(plain.parameters(), other.parameters(), strict=True))
+
+
+def test_a_signal_says_whether_it_is_warming_up() -> None:
+    signal = EquilibriumSignal(4, warmup_steps=2)
+    x = torch.randn(2, 3, 4)
+    seen = [bool(signal.is_warming_up)]
+    for _ in range(3):
+        output = signal(x)
+        assert torch.equal(output.warming_up, signal.is_warming_up)
+        seen.append(bool(signal.is_warming_up))
+    assert seen == [True, True, False, False]
+    assert (signal.is_warming_up.shape, signal.is_warming_up.dtype) == ((), torch.bool)
+    with pytest.raises(AttributeError):
+        signal.is_warming_up = True

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from app.models import LanguageModel, LanguageModelOutput
-from app.models.generation import generate
+from app.models.generation import generate, seeded
 from app.models.gpt import GPT
 from app.models.tilelli import TilelliLM
 
@@ -55,14 +55,15 @@ def test_the_smallest_temperatures_leave_the_likeliest_and_its_equals(temperatur
     assert sample(Fixed([0.2, 0.4, 0.4]), temperature=temperature).unique().tolist() == [1, 2]
 
 
-@pytest.mark.parametrize("top_k", [1, 3, 6, 50])
+@pytest.mark.parametrize("top_k", [1, 3, 6, 50, 1 << 70])
 def test_top_k_keeps_exactly_k_even_of_equals(top_k: int) -> None:
     tokens = sample(Fixed([0.15] * 6 + [0.1]), top_k=top_k)
     assert tokens.unique().tolist() == list(range(min(top_k, 7)))
 
 
 @pytest.mark.parametrize(
-    ("top_p", "kept"), [(0.05, [2]), (0.5, [2]), (0.55, [2, 1]), (0.85, [2, 1, 0]), (1.0, [2, 1, 0, 3])]
+    ("top_p", "kept"),
+    [(1e-300, [2]), (0.05, [2]), (0.5, [2]), (0.55, [2, 1]), (0.85, [2, 1, 0]), (1.0, [2, 1, 0, 3])],
 )
 def test_top_p_keeps_the_smallest_sufficient_set(top_p: float, kept: list[int]) -> None:
     tokens = sample(Fixed([0.125, 0.25, 0.5, 0.125]), top_p=top_p)
@@ -127,6 +128,18 @@ def test_real_networks_generate(network: Any) -> None:
     text = torch.cat([prompt, tokens], 1)
     expected = model(text[:, :-1]).logits[:, 2:].argmax(-1)
     assert torch.equal(tokens, expected)
+    generator = seeded((1 << 64) - 1, "cpu")
+    options: dict[str, Any] = {
+        "temperature": 1e308,
+        "top_k": 1 << 70,
+        "top_p": 1e-300,
+        "generator": generator,
+    }
+    assert len(list(generate(model, prompt, 4, **options))) == 4  # the ends of every range
+
+
+def test_no_number_of_tokens_is_too_large() -> None:
+    assert next(generate(Fixed([1.0]), torch.zeros(1, 1, dtype=torch.int64), 10**30)).item() == 0
 
 
 @pytest.mark.parametrize(
@@ -134,8 +147,10 @@ def test_real_networks_generate(network: Any) -> None:
     [
         ({"temperature": -1.0}, "temperature = -1.0"),
         ({"temperature": float("nan")}, "temperature = nan"),
+        ({"temperature": float("inf")}, "temperature = inf: must be finite"),
         ({"top_k": 0}, "top_k = 0"),
         ({"top_p": 0.0}, "top_p = 0.0"),
+        ({"top_p": float("nan")}, "top_p = nan"),
         ({"block_size": 0}, "block_size = 0"),
         ({"block_size": 9}, "at most 8"),
         ({"max_new_tokens": -1}, "max_new_tokens = -1"),
@@ -145,6 +160,12 @@ def test_mistakes_are_named_before_the_first_step(options: dict[str, Any], messa
     arguments = {"max_new_tokens": 1} | options
     with pytest.raises(ValueError, match=message):
         generate(Fixed([1.0], max_context=8), torch.zeros(1, 1, dtype=torch.int64), **arguments)
+
+
+@pytest.mark.parametrize("seed", [-1, 1 << 64])
+def test_a_seed_out_of_range(seed: int) -> None:
+    with pytest.raises(ValueError, match=f"seed = {seed}: must be at least 0 and below 2"):
+        seeded(seed, "cpu")
 
 
 def test_an_empty_prompt_is_an_error() -> None:

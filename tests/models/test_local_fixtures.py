@@ -39,7 +39,7 @@ def test_all_cases_are_here() -> None:
 @pytest.mark.parametrize("case", CASES)
 def test_network_reproduces_the_recorded_one(case: str) -> None:
     fixture = load_fixture(case)
-    network = LocalGPT(LocalGPTConfig(**fixture.case["config"]))
+    network = LocalGPT(LocalGPTConfig(**LocalGPT.with_defaults(fixture.case["config"])))
     network.load_state_dict(fixture.part("weight."))
 
     output = network(fixture.tensors["idx"], fixture.tensors["targets"])

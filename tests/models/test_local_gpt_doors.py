@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from app.models.equilibrium import EquilibriumLM
 from app.models.gpt import GPT
 from app.models.local_gpt import LocalGPT
 from tests.models.test_local_gpt import VOCAB, local_gpt
@@ -27,11 +28,13 @@ class Narrow(LocalGPT):
     """Arguments of its own."""
 
     def __init__(self, width: int = 8):
-        super().__init__(n_embd=width, n_head=2, n_layer=1, vocab_size=VOCAB)
+        super().__init__(d_model=width, n_heads=2, n_layers=1, vocab_size=VOCAB)
 
 
 @pytest.mark.parametrize(
-    "network", [Renamed(n_embd=12, n_layer=1), WithMore(extra=3, n_embd=12, n_layer=1), Narrow(6)], ids=type
+    "network",
+    [Renamed(d_model=12, n_layers=1), WithMore(extra=3, d_model=12, n_layers=1), Narrow(6)],
+    ids=type,
 )
 def test_subclasses_describe_themselves(network: LocalGPT) -> None:
     description = network.description()
@@ -40,6 +43,20 @@ def test_subclasses_describe_themselves(network: LocalGPT) -> None:
     twin = type(network)(**description["init_args"])
     assert twin.config == network.config
     assert getattr(twin, "extra", None) == getattr(network, "extra", None)
+
+
+def test_a_description_from_before_an_argument_was_there_is_completed() -> None:
+    for network, later in (
+        (LocalGPT(d_model=12, n_layers=1), "dfa_propagate"),
+        (WithMore(extra=3, d_model=12, n_layers=1), "extra"),
+        (Narrow(6), "width"),
+        (EquilibriumLM(VOCAB), "target_fractions"),
+    ):
+        given = network.description()["init_args"]
+        assert network.with_defaults(given) | given == network.with_defaults(given)
+        without = {name: value for name, value in given.items() if name != later}
+        default = type(network)(**{n: v for n, v in given.items() if n in ("vocab_size",)})
+        assert network.with_defaults(without)[later] == default.description()["init_args"][later]
 
 
 @pytest.mark.parametrize("theirs", ["bp", "fa", "dfa", "sign_sym"])
@@ -61,10 +78,18 @@ def test_a_network_goes_on_from_one_of_another_rule(ours: str, theirs: str) -> N
 
 def test_operations_of_a_token() -> None:
     def flops(**options: Any) -> float:
-        return LocalGPT(n_layer=3, n_embd=12, n_head=2, vocab_size=7, **options).flops_per_token(9)
+        return LocalGPT(n_layers=3, d_model=12, n_heads=2, vocab_size=7, **options).flops_per_token(9)
 
     weights, scores, head = 3 * 12 * 12**2, 3 * 10 * 12, 7 * 12
     assert flops() == GPT(7, 9, 3, 2, 12).flops_per_token(9) == 6 * (weights + scores + head)
     assert flops(freeze_emb=True) == flops()
     assert flops(freeze_blocks=True) == 4 * weights + 6 * (scores + head)
     assert flops(freeze_blocks=True, freeze_emb=True) == 2 * (weights + scores) + 6 * head
+
+
+def test_the_number_of_parameters() -> None:
+    network = LocalGPT(n_layers=2, d_model=12, n_heads=2, vocab_size=7, block_size=5, freeze_emb=True)
+    norms, blocks, embeddings, head = 5 * 2 * 12, 2 * 12 * 12**2, (7 + 5) * 12, 7 * 12
+    assert network.num_params() == norms + blocks + embeddings + head
+    counts = network.parameter_counts()
+    assert network.num_params() == counts["trainable"] + counts["frozen"]

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from app.models import feedback
-from app.models.local_gpt import FrozenSubspace, LocalGPT, LocalLinear, VQResidualDirection
+from app.models.local_gpt import FrozenSubspace, LocalGPT, LocalLinear, VQResidualDirection, hard_top_k
 from app.models.local_linear import _direct_gradient, local_linears
 from tests import tolerances
 from tests.parity import relative_error
@@ -22,6 +23,7 @@ from tests.support.two_ranks import two_ranks
 
 VOCAB, BLOCK = 11, 16
 RULES = ["fa", "dfa", "sign_sym"]
+DERIVATIVE = "dfa with the derivative"
 
 
 def local_gpt(**options: Any) -> LocalGPT:
@@ -29,11 +31,13 @@ def local_gpt(**options: Any) -> LocalGPT:
     sizes = {
         "block_size": BLOCK,
         "vocab_size": VOCAB,
-        "n_layer": 2,
-        "n_head": 2,
-        "n_embd": 16,
+        "n_layers": 2,
+        "n_heads": 2,
+        "d_model": 16,
         "dropout": 0.0,
     }
+    if options.get("method") == DERIVATIVE:
+        options |= {"method": "dfa", "dfa_derivative": True}
     return LocalGPT(**sizes | options)
 
 
@@ -197,6 +201,76 @@ def test_dfa_teaches_every_linear_from_the_logits() -> None:
             assert relative_error(found[name], exact[name]) <= tolerances.GRADIENT, name
 
 
+@pytest.mark.parametrize("options", [{}, {"mlp_topk": 9, "bias": True}, {"ste_gelu": True}], ids=str)
+def test_dfa_with_the_derivative_of_what_follows(
+    monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+) -> None:
+    """``(e R ⊙ f′)ᵀ x``, with f′ as autograd has it for GELU, top-k and dropout."""
+    network = local_gpt(method=DERIVATIVE, dropout=0.25, **options)
+    masks: list[Tensor] = []
+
+    def dropout(x: Tensor, p: float = 0.5, training: bool = True) -> Tensor:
+        if not training or p == 0:
+            return x
+        masks.append(torch.bernoulli(torch.full_like(x, 1 - p)) / (1 - p))
+        return x * masks[-1]
+
+    monkeypatch.setattr(F, "dropout", dropout)
+    read: dict[str, tuple[Tensor, Tensor]] = {}
+    for layer in local_linears(network):
+        layer.register_forward_hook(
+            lambda layer, args, y: read.__setitem__(layer.layer_name, (args[0].detach(), y.detach()))
+        )
+    idx, targets = batch()
+    output = network(idx, targets)
+    (e,) = torch.autograd.grad(output.loss, output.logits, retain_graph=True)
+    found = gradients(network, output.loss)
+    of_block = [
+        masks[1 + 3 * i : 4 + 3 * i] for i in range(2)
+    ]  # attention weights, behind o_proj, behind mlp.proj
+    for i, block in enumerate(network.blocks):
+        drive = read[f"blocks.{i}.mlp.fc"][1].requires_grad_()
+        hidden = block.mlp.activation(drive)
+        if network.config.mlp_topk:
+            hidden = hard_top_k(hidden, network.config.mlp_topk)
+        (slope,) = torch.autograd.grad(hidden.sum(), drive)
+        if "mlp_topk" in options:
+            assert slope.ne(0).sum(-1).max() <= 9
+        factors = {"attn.o_proj": of_block[i][1], "mlp.proj": of_block[i][2], "mlp.fc": slope}
+        for name in ("attn.q_proj", "attn.k_proj", "attn.v_proj", "attn.o_proj", "mlp.fc", "mlp.proj"):
+            layer = block.get_submodule(name)
+            x, y = read[f"blocks.{i}.{name}"]
+            error = e @ layer.feedback * factors.get(name, torch.ones_like(y))
+            expected = torch.einsum("bto,bti->oi", error, x)
+            assert relative_error(found[f"blocks.{i}.{name}.weight"], expected) <= tolerances.GRADIENT, name
+            if layer.bias is not None:
+                assert (
+                    relative_error(found[f"blocks.{i}.{name}.bias"], error.sum((0, 1))) <= tolerances.GRADIENT
+                )
+
+
+@pytest.mark.parametrize("derivative", [False, True])
+def test_saturated_and_removed_units_learn_without_the_derivative_alone(derivative: bool) -> None:
+    def gradient_of_biases(top_k: int) -> Tensor:
+        network = local_gpt(method="dfa", dfa_derivative=derivative, mlp_topk=top_k, bias=True, n_layers=1)
+        fc = network.blocks[0].mlp.fc
+        with torch.no_grad():
+            fc.weight.zero_()
+            fc.bias.copy_(torch.arange(64) / 64)
+            fc.bias[63] = -6.0
+            fc.feedback.fill_(1.0)
+        loss = network(batch()[0]).logits[..., 0].sum()  # e is 1 for one logit, so that e R is 1
+        return gradients(network, loss)["blocks.0.mlp.fc.bias"] / batch()[0].numel()
+
+    saturated, removed = gradient_of_biases(0)[63], gradient_of_biases(32)[:31]
+    if derivative:
+        assert abs(saturated.item()) <= 4e-8
+        assert not removed.any()
+    else:
+        assert saturated.item() == 1.0
+        assert torch.equal(removed, torch.ones(31))
+
+
 @pytest.mark.parametrize("V", [3, 300])
 def test_dfa_takes_either_order_of_the_product(V: int) -> None:
     torch.manual_seed(0)
@@ -331,7 +405,7 @@ def follow(
         optimizer.step()
 
 
-@pytest.mark.parametrize("rule", ["fa", "dfa"])
+@pytest.mark.parametrize("rule", ["fa", "dfa", DERIVATIVE])
 def test_accumulation(rule: str) -> None:
     def in_four(network: LocalGPT, idx: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         network.zero_grad()
@@ -345,7 +419,7 @@ def test_accumulation(rule: str) -> None:
     follow(rule, in_four)
 
 
-@pytest.mark.parametrize("rule", ["fa", "dfa"])
+@pytest.mark.parametrize("rule", ["fa", pytest.param("dfa", marks=pytest.mark.stress)])
 def test_whole_curves_with_accumulation(rule: str) -> None:
     curves = []
     for n_micro in (1, 4):
@@ -365,7 +439,7 @@ def test_whole_curves_with_accumulation(rule: str) -> None:
     assert ((curves[1] - curves[0]).abs() / curves[0]).max() <= 1e-5
 
 
-@pytest.mark.parametrize("rule", ["fa", "dfa"])
+@pytest.mark.parametrize("rule", ["fa", "dfa", DERIVATIVE])
 def test_clipping_sees_the_local_gradient(rule: str) -> None:
     network = local_gpt(method=rule)
     idx, targets = batch()
@@ -377,49 +451,46 @@ def test_clipping_sees_the_local_gradient(rule: str) -> None:
     assert relative_error(clipped, 1e-3 * expected / expected.norm()) <= tolerances.GRADIENT
 
 
-def _rank(rank: int, store: str, results: Connection) -> None:
+def _rank(rank: int, store: str, results: Connection, rule: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    found = {}
-    for rule in ("fa", "dfa"):
-        network = local_gpt(method=rule)
-        parallel = DistributedDataParallel(network)
-        optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3)
-        errors = []
-        for step in range(200):
-            idx, targets = batch(seed=step)
-            if step % 10 == 0:
-                loss = network(idx, targets).loss
-                expected = gradient(network, loss)
-            own = slice(2 * rank, 2 * rank + 2)
-            optimizer.zero_grad()
-            half = parallel(idx[own], targets[own]).loss
-            half.backward()
-            if step % 10 == 0:
-                mean = half.detach().clone()
-                dist.all_reduce(mean)
-                grads = torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None])
-                errors.append((relative_error(mean / 2, loss), relative_error(grads, expected)))
-            torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-            optimizer.step()
-        found[rule] = errors
-    results.send(found)
+    network = local_gpt(method=rule)
+    parallel = DistributedDataParallel(network)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3)
+    errors = []
+    for step in range(200):
+        idx, targets = batch(seed=step)
+        if step % 10 == 0:
+            loss = network(idx, targets).loss
+            expected = gradient(network, loss)
+        own = slice(2 * rank, 2 * rank + 2)
+        optimizer.zero_grad()
+        half = parallel(idx[own], targets[own]).loss
+        half.backward()
+        if step % 10 == 0:
+            mean = half.detach().clone()
+            dist.all_reduce(mean)
+            grads = torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None])
+            errors.append((relative_error(mean / 2, loss), relative_error(grads, expected)))
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()
+    results.send(errors)
     dist.barrier()
     os._exit(0)
 
 
-def test_two_processes(tmp_path: Path) -> None:
-    found = two_ranks(_rank, tmp_path / "store")
-    for of_rank in found:
-        for rule in ("fa", "dfa"):
-            assert len(of_rank[rule]) == 20
-            for loss_error, gradient_error in of_rank[rule]:
-                assert loss_error <= tolerances.STEP_LOSS
-                assert gradient_error <= tolerances.STEP_GRADIENT
+@pytest.mark.parametrize("rule", ["fa", DERIVATIVE, pytest.param("dfa", marks=pytest.mark.stress)])
+def test_two_processes(tmp_path: Path, rule: str) -> None:
+    found = two_ranks(partial(_rank, rule=rule), tmp_path / "store")
+    for errors in found:
+        assert len(errors) == 20
+        for loss_error, gradient_error in errors:
+            assert loss_error <= tolerances.STEP_LOSS
+            assert gradient_error <= tolerances.STEP_GRADIENT
 
 
-@pytest.mark.parametrize("rule", ["bp", *RULES])
+@pytest.mark.parametrize("rule", ["bp", *RULES, DERIVATIVE])
 def test_bfloat16(rule: str) -> None:
-    network = local_gpt(method=rule, n_embd=64)
+    network = local_gpt(method=rule, d_model=64)
     idx, targets = batch(8)
     output = network(idx, targets)
     with torch.autocast("cpu", torch.bfloat16):
@@ -431,10 +502,13 @@ def test_bfloat16(rule: str) -> None:
     )
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize(
+    "rule",
+    ["fa", DERIVATIVE, *(pytest.param(rule, marks=pytest.mark.stress) for rule in ("dfa", "sign_sym"))],
+)
 def test_compiled_in_one_graph(rule: str) -> None:
     torch.compiler.reset()
-    network = local_gpt(method=rule, n_layer=1)
+    network = local_gpt(method=rule, n_layers=1)
     idx, targets = batch()
     expected = gradient(network, network(idx, targets).loss)
     network.compile(backend="aot_eager", fullgraph=True)

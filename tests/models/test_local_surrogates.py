@@ -178,3 +178,13 @@ def test_norms_give_the_type_they_take(make: Any) -> None:
     assert relative_error(y, norm(x.float())) <= 2**-8
     y.sum().backward()
     assert {t.grad.dtype for t in (x, *narrow.parameters())} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("mode", ["projected", "center_scale"])
+def test_a_surrogate_without_gain_and_bias(mode: Any) -> None:
+    x = torch.randn(3, 12)
+    layer = LayerNormSurrogate(mode, 12, elementwise_affine=False)
+    assert not list(layer.parameters())
+    assert not layer.state_dict()
+    assert torch.equal(layer(x), LayerNormSurrogate(mode)(x))
+    assert len(list(LayerNormSurrogate(mode, 12).parameters())) == 2

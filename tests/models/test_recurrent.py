@@ -11,7 +11,7 @@ from torch import Tensor
 from app.models import LanguageModel
 from app.models.generation import generate, generation_window
 from app.models.gpt import GPT
-from app.models.tilelli import TilelliLM
+from app.models.tilelli import BankRouting, TilelliLM
 from app.models.tilelli.weights import QuantisedWeight
 from tests import tolerances
 from tests.parity import relative_error
@@ -70,6 +70,24 @@ def test_every_step_equals_the_full_forward(options: dict[str, Any], n_rows: int
         read = [logits, *(network.step(idx[:, t], cache) for t in range(n_prompt, idx.shape[1]))]
         for t, logits in enumerate(read, n_prompt - 1):
             assert relative_error(logits, expected[:, t]) <= tolerances.OUTPUT, t
+
+
+@pytest.mark.parametrize("n_rows", [1, 3])
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@torch.no_grad()
+def test_a_step_decides_as_the_full_forward_does(options: dict[str, Any], n_rows: int) -> None:
+    network, idx = tilelli(**options), tokens(n_rows, 12)
+    expected = network(idx).routing[1]
+    decided: list[BankRouting] = []
+    network.blocks[1].register_forward_hook(lambda block, inputs, output: decided.append(output[1]))
+    _, cache = network.prefill(idx[:, :5])
+    for t in range(5, 12):
+        network.step(idx[:, t], cache)
+    assert len(decided) == 8
+    for name in ("pathway_weights", "router_weights"):
+        found = torch.cat([getattr(routing, name) for routing in decided], 1)
+        assert relative_error(found, getattr(expected, name)) <= tolerances.OUTPUT, name
+    assert torch.equal(torch.cat([routing.bank_index for routing in decided], 1), expected.bank_index)
 
 
 @torch.no_grad()

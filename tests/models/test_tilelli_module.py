@@ -5,19 +5,14 @@ from typing import Any
 
 import pytest
 
+from app import options
 from app.models.tilelli import TilelliBlock, TilelliLM
 from app.training import TilelliModule
-
-DEFAULTS = {
-    name: parameter.default
-    for base in TilelliModule.__mro__[:2]
-    for name, parameter in inspect.signature(base).parameters.items()
-    if parameter.default is not inspect.Parameter.empty
-}
+from app.training.options.network_size import size_problem
 
 
 def without_effect(**changes: Any) -> dict[str, str]:
-    return dict(TilelliModule.without_effect(**DEFAULTS | changes))
+    return options.unused(TilelliModule, {"vocab_size": 7} | changes)
 
 
 def test_module_network_and_block_take_the_same_options() -> None:
@@ -28,39 +23,38 @@ def test_module_network_and_block_take_the_same_options() -> None:
     for name, parameter in block.items():
         assert network[name].default == parameter.default, name
     for name, parameter in network.items():
-        if name not in ("vocab_size", "d_model", "n_layers"):
-            assert module[name].default == parameter.default, name
-    for c in (TilelliBlock, TilelliLM, TilelliModule):
-        documented = inspect.getdoc(c)
-        assert documented is not None
-        assert all(f"\n    {name}: " in documented for name in inspect.signature(c).parameters), c
+        assert module[name].default == parameter.default, name
 
 
 def test_block_size_reaches_the_network_with_learned_positions_only() -> None:
     small = {"vocab_size": 5, "d_model": 8, "n_layers": 1, "block_size": 6}
     assert TilelliModule(**small).network.max_context is None
-    assert TilelliModule(**small).network.description()["init_args"]["block_size"] is None
+    described = TilelliModule(**small).network.description()["init_args"]
+    assert (
+        TilelliLM.with_defaults(described)["block_size"] is None
+    )  # so that runs of two lengths are of one network
     assert TilelliModule(**small, position="learned").network.max_context == 6
 
 
 def test_mistakes_are_gathered() -> None:
-    found = TilelliModule.problems(
-        **DEFAULTS | {"lsq": True, "quantize": False, "skip_threshold": 2.0, "beta1": 2.0}
-    )
-    assert [line.partition(":")[0] for line in found] == ["skip_threshold", "lsq", "beta1"]
+    wrong = {"lsq": True, "quantize": False, "skip_threshold": 2.0, "beta1": 2.0}
+    found = options.problems(TilelliModule, {"vocab_size": 7} | wrong)
+    assert [problem.name for problem in found] == ["skip_threshold", "beta1", "lsq"]
 
 
 @pytest.mark.parametrize("d_model", [10**11, 10**30])
 def test_a_width_beyond_any_memory_is_a_problem_like_others(d_model: int) -> None:
-    problem, *_ = TilelliModule.problems(**DEFAULTS | {"d_model": d_model, "n_layers": 1})
-    assert problem.startswith("d_model: the network cannot be laid out")
+    found = size_problem(lambda: TilelliLM(7, d_model, n_layers=1))
+    assert found is not None
+    assert found[0] == "d_model"
+    assert found[1].startswith("the network cannot be laid out")
 
 
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
         ({"pathways": 3}, {"wide_kernel_size", "dense_expand"}),
-        ({"n_banks": 1}, {"bank_gate", "balance", "aux_weight"}),
+        ({"n_banks": 1}, {"bank_choice", "bank_gate", "balance", "aux_weight"}),
         ({"quantize": False}, {"per_row", "hadamard", "fp_attention"}),
         ({"n_banks": 2, "top_k_routing": 10}, {"top_k_routing"}),
         ({"n_banks": 2, "top_k_routing": 9}, set()),
@@ -68,7 +62,7 @@ def test_a_width_beyond_any_memory_is_a_problem_like_others(d_model: int) -> Non
         ({"position": "learned"}, set()),
         ({"n_banks": 4, "balance": "bias"}, {"aux_weight"}),
         ({"n_banks": 4, "balance": "switch"}, set()),
-        ({"n_banks": 1, "router_z_loss": 0.1}, {"bank_gate", "balance"}),
+        ({"n_banks": 1, "router_z_loss": 0.1}, {"bank_choice", "bank_gate", "balance"}),
         ({"aux_weight": 0.0}, {"router_z_loss", "pathway_balance"}),
         ({"aux_weight": 0.0, "balance": "switch"}, {"router_z_loss", "pathway_balance", "balance"}),
         ({"top_k_routing": 1}, {"bank_gate", "balance", "pathway_balance"}),

@@ -1,15 +1,19 @@
 """Every operator: the fast form against the reference, and the reference against finite differences."""
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from app.ops import FAST, NAIVE
+from app.bench.check_operators import check_case, check_sizes, compare, compute
+from app.bench.report import check_lines
+from app.ops import Form, use_form
+from app.ops.banked_causal_conv import banked_causal_conv
 from app.ops.banked_causal_conv import vectorized as conv
+from app.ops.banked_diagonal_scan import banked_diagonal_scan
 from app.ops.banked_diagonal_scan import vectorized as scan
+from app.ops.banked_sparse_attention import banked_sparse_attention
 from app.ops.banked_sparse_attention import vectorized as attention
 from app.ops.banked_sparse_attention.selection import largest_first
 from app.ops.banks import (
@@ -21,59 +25,47 @@ from app.ops.banks import (
     grouped_outer,
     sort_by_bank,
 )
+from app.ops.case import Draw, Size, all_cases
+from app.ops.pathway_mix import pathway_mix
+from app.ops.ternary import ternary
 from tests import tolerances
 from tests.parity import relative_error
 
-BANKED = ["banked_causal_conv", "banked_diagonal_scan", "banked_sparse_attention", "banked_ffn"]
-# (B, T, D, N); odd sizes, a single token, and enough tokens for several tiles, blocks and chunks.
-SIZES = [(2, 1, 5, 3), (2, 37, 7, 1), (3, 37, 7, 4), (1, 130, 9, 3), (2, 130, 16, 4)]
+CASES = dict(all_cases())
+BANKED = {name: case for name, case in CASES.items() if {*"TN"} <= {*case.sizes}}
+# A single token, widths that nothing divides, and enough tokens for several tiles, blocks and chunks.
+SIZES = [
+    Size(2, 1, 5, 3),
+    Size(2, 37, 7, 1),
+    Size(3, 37, 7, 4, n_empty=1),
+    Size(1, 130, 9, 3),
+    Size(2, 130, 16, 4),
+]
+CPU = torch.device("cpu")
 
 
 def arguments(op: str, size: tuple[int, int, int, int], dtype: torch.dtype = torch.float32) -> dict[str, Any]:
-    """Random arguments of an operator; with several banks the last one is chosen by no token."""
-    B, T, D, N = size
-    generator = torch.Generator().manual_seed(B * 1000 + T * 10 + N)
-
-    def normal(*shape: int, std: float = 1.0) -> Tensor:
-        return (torch.randn(shape, generator=generator, dtype=dtype) * std).requires_grad_()
-
-    bank = torch.randint(0, max(1, N - 1), (B, T), generator=generator)
-    h = normal(B, T, D)
-    if op == "banked_causal_conv":
-        return {"h": h, "weight": normal(N, D, 6), "bank": bank}
-    if op == "banked_diagonal_scan":
-        decay = normal(N, D).detach().tanh().requires_grad_()  # both signs
-        return {"h": h, "decay": decay, "input_gain": normal(N, D), "output_gain": normal(N, D), "bank": bank}
-    if op == "banked_sparse_attention":
-        shapes = {"query": (N, 3, D), "key": (N, 3, D), "value": (N, D, D)}
-        weights = {name: normal(*shape, std=D**-0.5) for name, shape in shapes.items()}
-        return {"h": h, **weights, "bank": bank, "top_k": 4}
-    return {"h": h, "up": normal(N, 2 * D + 1, D), "down": normal(N, D, 2 * D + 1), "bank": bank}
+    """Arguments of an operator at a size (B, T, D, N); with several banks the last one is chosen by no token."""
+    described = Size(*size, n_empty=min(1, size[-1] - 1), top_k=4)
+    return CASES[op].arguments(described, Draw(sum(size), CPU, dtype))
 
 
 def output_and_gradients(
-    op: Callable[..., Tensor], given: dict[str, Any]
+    op: str, given: dict[str, Any], form: Form = "vectorized"
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    leaves = {name: x for name, x in given.items() if isinstance(x, Tensor) and x.requires_grad}
-    y = op(**given)
-    upstream = torch.randn(y.shape, generator=torch.Generator().manual_seed(7), dtype=y.dtype)
-    gradients = torch.autograd.grad(y, list(leaves.values()), upstream)
-    return y, dict(zip(leaves, gradients, strict=True))
+    (y,), gradients = compute(CASES[op], given, form)
+    return y, gradients
 
 
 def assert_same(op: str, given: dict[str, Any]) -> None:
-    y, gradients = output_and_gradients(getattr(FAST, op), given)
-    expected, expected_gradients = output_and_gradients(getattr(NAIVE, op), given)
-    assert y.dtype == expected.dtype
-    assert relative_error(y, expected) <= tolerances.OUTPUT
-    for name, gradient in gradients.items():
-        assert relative_error(gradient, expected_gradients[name]) <= tolerances.GRADIENT, name
+    finding = compare(op, CASES[op], given, "vectorized")
+    assert finding.passed, finding.wrong
 
 
-@pytest.mark.parametrize("size", SIZES, ids=str)
-@pytest.mark.parametrize("op", BANKED)
-def test_fast_form_equals_the_reference(op: str, size: tuple[int, int, int, int]) -> None:
-    assert_same(op, arguments(op, size))
+@pytest.mark.parametrize("op", CASES)
+def test_fast_forms_equal_the_reference(op: str) -> None:
+    findings = list(check_case(op, CASES[op], [*check_sizes(quick=True), *SIZES], CPU))
+    assert all(finding.passed for finding in findings), "\n".join(check_lines(findings))
 
 
 @pytest.mark.parametrize("op", BANKED)
@@ -88,29 +80,27 @@ def test_fast_form_equals_the_reference_through_small_tiles(op: str, monkeypatch
 @pytest.mark.parametrize("op", BANKED)
 def test_a_starved_bank_has_gradients_of_zero(op: str) -> None:
     given = arguments(op, (3, 37, 7, 4))
-    _, gradients = output_and_gradients(getattr(FAST, op), given)
+    _, gradients = output_and_gradients(op, given)
     for name, gradient in gradients.items():
         if name != "h":
             assert gradient[-1].eq(0).all(), name
             assert gradient[0].ne(0).any(), name
 
 
-@pytest.mark.parametrize("form", [NAIVE, FAST], ids=["naive", "fast"])
 @pytest.mark.parametrize("op", BANKED)
-def test_gradients_against_finite_differences(op: str, form: Any) -> None:
+def test_gradients_against_finite_differences(op: str, form: Form) -> None:
     given = arguments(op, (2, 9, 4, 3), torch.float64)
     names = [name for name, x in given.items() if isinstance(x, Tensor) and x.requires_grad]
 
     def function(*leaves: Tensor) -> Tensor:
-        return getattr(form, op)(**given | dict(zip(names, leaves, strict=True)))
+        return CASES[op].function(**given | dict(zip(names, leaves, strict=True)))
 
     assert torch.autograd.gradcheck(function, [given[name] for name in names])
 
 
-@pytest.mark.parametrize("form", [NAIVE, FAST], ids=["naive", "fast"])
 @pytest.mark.parametrize("op", BANKED)
-def test_an_empty_batch_has_gradients_of_zero(op: str, form: Any) -> None:
-    y, gradients = output_and_gradients(getattr(form, op), arguments(op, (0, 9, 7, 3)))
+def test_an_empty_batch_has_gradients_of_zero(op: str, form: Form) -> None:
+    y, gradients = output_and_gradients(op, arguments(op, (0, 9, 7, 3)), form)
     assert y.shape == (0, 9, 7)
     assert all(gradient.eq(0).all() for gradient in gradients.values())
 
@@ -121,7 +111,7 @@ def test_outputs_do_not_see_the_future(op: str, first: int) -> None:
     given = arguments(op, (2, 37, 7, 4))
     changed = given | {"h": given["h"].detach().clone()}
     changed["h"][:, first:] = float("nan")
-    before, after = (getattr(FAST, op)(**x).detach() for x in (given, changed))
+    before, after = (CASES[op].function(**x).detach() for x in (given, changed))
     assert torch.equal(before[:, :first], after[:, :first])
     assert after[:, first:].isnan().any()
 
@@ -131,9 +121,9 @@ def test_autocast_stays_within_bfloat16(op: str) -> None:
     given = arguments(op, (2, 37, 16, 4))
     if op == "banked_sparse_attention":
         given["top_k"] = 37  # rounding may change which positions are kept; with all of them it cannot
-    expected, expected_gradients = output_and_gradients(getattr(NAIVE, op), given)
+    expected, expected_gradients = output_and_gradients(op, given, "naive")
     with torch.autocast("cpu", torch.bfloat16):
-        y, gradients = output_and_gradients(getattr(FAST, op), given)
+        y, gradients = output_and_gradients(op, given)
     assert relative_error(y.float(), expected) <= tolerances.BFLOAT16
     for name, gradient in gradients.items():
         assert gradient.dtype == torch.float32
@@ -142,7 +132,7 @@ def test_autocast_stays_within_bfloat16(op: str) -> None:
 
 def test_convolution_of_bfloat16_inputs_rounds_once() -> None:
     """Taps and tokens are summed in fp32: every number is as near as its format has one."""
-    given = arguments("banked_causal_conv", (2, 130, 7, 4))
+    given = arguments("banked_causal_conv.local", (2, 130, 7, 4))
     given["weight"] = torch.randn(4, 7, 21, generator=torch.Generator().manual_seed(1))
     rounded = {name: x.bfloat16() if x.is_floating_point() else x for name, x in given.items()}
     leaves = {name: x.detach().requires_grad_(x.is_floating_point()) for name, x in rounded.items()}
@@ -150,7 +140,9 @@ def test_convolution_of_bfloat16_inputs_rounds_once() -> None:
         name: x.detach().double().requires_grad_() if x.is_floating_point() else x
         for name, x in leaves.items()
     }
-    y, expected = FAST.banked_causal_conv(**leaves), NAIVE.banked_causal_conv(**wide)
+    y = banked_causal_conv(**leaves)
+    with use_form("naive"):
+        expected = banked_causal_conv(**wide)
     upstream = torch.randn(y.shape, generator=torch.Generator().manual_seed(2)).bfloat16()
     found = [y, *torch.autograd.grad(y, [leaves["h"], leaves["weight"]], upstream)]
     wanted = [
@@ -170,14 +162,15 @@ def test_scan_is_the_recurrence() -> None:
     for t in range(37):
         state = a * state + b * h[:, t, None]
         own = (c * state)[torch.arange(2), given["bank"][:, t]]
-        assert relative_error(FAST.banked_diagonal_scan(**given)[:, t], own) <= tolerances.OUTPUT
+        assert relative_error(banked_diagonal_scan(**given)[:, t], own) <= tolerances.OUTPUT
 
 
 def test_scan_keeps_a_fp32_state_for_bfloat16_inputs() -> None:
     given = arguments("banked_diagonal_scan", (1, 130, 7, 1))
     slow = given | {"decay": torch.full((1, 7), 0.999), "h": torch.ones(1, 130, 7)}
-    expected = NAIVE.banked_diagonal_scan(**slow)
-    y = FAST.banked_diagonal_scan(**slow | {"h": slow["h"].bfloat16()})
+    with use_form("naive"):
+        expected = banked_diagonal_scan(**slow)
+    y = banked_diagonal_scan(**slow | {"h": slow["h"].bfloat16()})
     assert y.dtype == torch.bfloat16
     # One rounding of the output; a bf16 state would stop growing at 256 times its increment.
     assert relative_error(y.float(), expected) <= tolerances.BFLOAT16
@@ -194,14 +187,13 @@ def test_selection_orders_like_a_stable_sort(dtype: torch.dtype) -> None:
         assert torch.equal(largest_first(scores, k), expected[:, :k])
 
 
-def test_equal_scores_keep_the_lowest_positions() -> None:
+def test_equal_scores_keep_the_lowest_positions(form: Form) -> None:
     h = torch.randn(1, 12, 4)
     zero = torch.zeros(1, 2, 4)
     given = {"h": h, "query": zero, "key": zero, "value": torch.eye(4).unsqueeze(0), "top_k": 3}
-    for form in (FAST, NAIVE):
-        y = form.banked_sparse_attention(**given, bank=torch.zeros(1, 12, dtype=torch.int64))
-        for t in range(12):
-            assert relative_error(y[:, t], h[:, : min(3, t + 1)].mean(1)) <= tolerances.OUTPUT
+    y = banked_sparse_attention(**given, bank=torch.zeros(1, 12, dtype=torch.int64))
+    for t in range(12):
+        assert relative_error(y[:, t], h[:, : min(3, t + 1)].mean(1)) <= tolerances.OUTPUT
 
 
 @pytest.mark.parametrize("banks", [[0, 0, 0], [2, 0, 2], [1] * 300 + [3] * 257, list(range(4)) * 97])
@@ -218,19 +210,18 @@ def test_grouped_products_at_fixed_shape(banks: list[int]) -> None:
         assert relative_error(product(y, x, groups), outer) <= tolerances.OUTPUT
 
 
-@pytest.mark.parametrize("form", [NAIVE, FAST], ids=["naive", "fast"])
 class TestTernary:
-    def test_rounds_half_to_even_and_clips(self, form: Any) -> None:
+    def test_rounds_half_to_even_and_clips(self, form: Form) -> None:
         # mean|W| = 1, so W/α = W: 0.5 rounds to 0, 1.5 to 2 and is clipped.
         weight = torch.tensor([0.5, -0.5, 1.5, -1.5, 0.51, -0.51, 1.99, -1.0])
         weight = torch.cat([weight, torch.tensor([8.0 + 1e-9]) - weight.abs().sum() + 1]).view(1, 9)
         assert weight.abs().mean() == 1
         expected = torch.tensor([[0.0, 0.0, 1.0, -1.0, 1.0, -1.0, 1.0, -1.0, 1.0]])
-        assert torch.equal(form.ternary(weight, (0, 1)), expected)
+        assert torch.equal(ternary(weight, (0, 1)), expected)
 
-    def test_one_scale_per_bank_and_straight_through(self, form: Any) -> None:
+    def test_one_scale_per_bank_and_straight_through(self, form: Form) -> None:
         weight = (torch.randn(3, 4, 5) * torch.tensor([1.0, 10.0, 0.1]).view(3, 1, 1)).requires_grad_()
-        quantised = form.ternary(weight, (1, 2))
+        quantised = ternary(weight, (1, 2))
         for bank, trits in zip(weight.detach(), quantised.detach(), strict=True):
             scale = bank.abs().mean()
             assert relative_error(trits, scale * (bank / scale).round().clamp(-1, 1)) <= 1e-6
@@ -238,8 +229,8 @@ class TestTernary:
         quantised.backward(upstream)
         assert torch.equal(weight.grad, upstream)
 
-    def test_zero_weights_stay_finite(self, form: Any) -> None:
-        assert form.ternary(torch.zeros(2, 3), (0, 1)).eq(0).all()
+    def test_zero_weights_stay_finite(self, form: Form) -> None:
+        assert ternary(torch.zeros(2, 3), (0, 1)).eq(0).all()
 
 
 @pytest.mark.parametrize("banks", [[0, 0, 0], [2, 0, 2], list(range(4)) * 97])
@@ -262,7 +253,9 @@ def test_mixture_equals_the_reference(n_pathways: int, shape: tuple[int, int, in
     weights = torch.rand(*shape[:2], n_pathways, generator=generator).requires_grad_()
     outputs = [torch.randn(shape, generator=generator).requires_grad_() for _ in range(n_pathways)]
     upstream = torch.randn(shape, generator=generator)
-    found, expected = (form.pathway_mix(weights, outputs) for form in (FAST, NAIVE))
+    found = pathway_mix(weights, outputs)
+    with use_form("naive"):
+        expected = pathway_mix(weights, outputs)
     assert relative_error(found, expected) <= tolerances.OUTPUT
     leaves = [weights, *outputs]
     gradients, expected_gradients = (torch.autograd.grad(y, leaves, upstream) for y in (found, expected))
@@ -274,20 +267,21 @@ def test_mixture_of_several_formats() -> None:
     weights = torch.rand(2, 5, 3, requires_grad=True)
     wide = [torch.randn(2, 5, 8) for _ in range(3)]
     outputs = [wide[0].requires_grad_(), *(x.bfloat16().requires_grad_() for x in wide[1:])]
-    y = FAST.pathway_mix(weights, outputs)
+    y = pathway_mix(weights, outputs)
     assert y.dtype == torch.float32
-    assert relative_error(y, NAIVE.pathway_mix(weights, outputs)) <= tolerances.OUTPUT
+    with use_form("naive"):
+        expected = pathway_mix(weights, outputs)
+    assert relative_error(y, expected) <= tolerances.OUTPUT
     y.sum().backward()
     assert [x.grad.dtype for x in outputs] == [torch.float32, torch.bfloat16, torch.bfloat16]
     assert relative_error(outputs[1].grad.float(), weights[..., 1:2].expand(2, 5, 8)) <= tolerances.BFLOAT16
 
 
-def test_mixture_against_finite_differences() -> None:
+def test_mixture_against_finite_differences(form: Form) -> None:
     leaves = [
         torch.randn(2, 3, 2, dtype=torch.float64),
         *(torch.randn(2, 3, 4, dtype=torch.float64) for _ in "ab"),
     ]
     for leaf in leaves:
         leaf.requires_grad_()
-    for form in (FAST, NAIVE):
-        assert torch.autograd.gradcheck(lambda w, *y, form=form: form.pathway_mix(w, y), leaves)
+    assert torch.autograd.gradcheck(lambda w, *y: pathway_mix(w, y), leaves)

@@ -342,14 +342,14 @@ def test_directory_pipe_missing_and_unreadable_sidecar(run: RunDirectory, saved:
 
 
 def test_file_that_changes_while_it_is_read(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    load = torch.load
+    load = checkpoint.load
 
     def interfere(*args: Any, **kwargs: Any) -> Any:
         content = load(*args, **kwargs)
         os.utime(saved, ns=(1, 1))
         return content
 
-    monkeypatch.setattr(torch, "load", interfere)
+    monkeypatch.setattr(checkpoint, "load", interfere)
     assert "was changed while it was read" in refused(saved)
 
 

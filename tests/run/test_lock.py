@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,14 @@ from typing import Any
 import pytest
 
 from app.run import lock
+from app.run.directory import RunDirectory
 from app.run.errors import ConfigurationError, StorageError
-from app.run.lock import Holder, RunLock, holder, is_held
+from app.run.holder import Holder
+from app.run.lock import RunLock, holder, is_held
+from app.run.status import true_state, write_status
 
 ROOT = Path(__file__).parents[2]
+STALE = lock.STALE_SECONDS
 
 
 def plant(directory: Path, age_seconds: float = 0.0, **fields: Any) -> None:
@@ -82,7 +87,7 @@ def test_refusal_is_immediate_in_another_process(tmp_path: Path) -> None:
 def test_many_contenders_have_one_winner_at_a_time(tmp_path: Path) -> None:
     """Also when each finds the dead lock of the one before: nobody moves a fresh lock away."""
     code = """
-import os, sys, time
+import json, os, sys, time
 from app.run.errors import ConfigurationError
 from app.run.lock import RunLock
 directory, end = sys.argv[1], time.monotonic() + 2.0
@@ -100,9 +105,11 @@ while time.monotonic() < end:
     wins += 1
     if wins % 3:
         lock.release()
-    else:  # as if killed: the next one must take it over
+    else:  # as if killed and its process id reused: the next one must take it over
         path = directory + "/lock/owner.json"
-        os.utime(path, (1, 1))
+        with open(path + ".tmp", "w") as file:
+            json.dump(json.load(open(path)) | {"start_time": 1}, file)
+        os.replace(path + ".tmp", path)
 print(wins)
 """
     processes = [
@@ -258,14 +265,77 @@ def test_things_in_the_way(tmp_path: Path) -> None:
         RunLock(tmp_path).acquire()
 
 
-def test_command_with_brackets_and_blanks_in_the_process_table(tmp_path: Path) -> None:
-    odd = tmp_path / "a) b (c"
-    odd.symlink_to("/bin/sleep")
-    process = subprocess.Popen([odd, "5"])
-    start = lock._start_time(process.pid)
-    assert start is not None
-    assert start > 0
-    assert not Holder(socket.gethostname(), process.pid, start_time=start).is_dead
-    process.kill()
-    process.wait()
-    assert Holder(socket.gethostname(), process.pid, start_time=start).is_dead
+@pytest.mark.parametrize("age_seconds", [7200, 121, 0, -121, -7200])
+@pytest.mark.parametrize(
+    ("fields", "is_old_enough"),
+    [
+        ({}, False),
+        ({"host": "renamed since"}, False),
+        ({"machine": "another boot or container"}, True),
+        ({"host": "elsewhere", "machine": "another boot"}, True),
+        ({"start_time": None}, True),
+    ],
+    ids=["known alive", "host renamed", "same host name elsewhere", "elsewhere", "cannot be told"],
+)
+def test_age_decides_only_where_life_cannot_be_told(
+    tmp_path: Path, fields: dict[str, Any], is_old_enough: bool, age_seconds: float
+) -> None:
+    """A clock set back or ahead, a suspend: whoever judges the lock says the same."""
+    plant(tmp_path, age_seconds, **asdict(Holder.this_process("theirs")) | fields)
+    run = RunDirectory(tmp_path)
+    write_status(run.status, "running", 3)
+    is_free = is_old_enough and age_seconds > STALE
+    assert is_held(tmp_path) is not is_free
+    assert true_state(run) == ("killed" if is_free else "running")
+    run.config.write_text("a: 1")
+    run.checkpoints.mkdir()
+    (run.checkpoints / "resume-000003.ckpt").touch()
+    with pytest.raises(
+        ConfigurationError, match="already holds a run" if is_free else "is in use by process"
+    ):
+        RunDirectory.open_new(tmp_path)
+    if is_free:
+        with RunLock(tmp_path) as ours:
+            assert ours.is_ours
+    else:
+        with pytest.raises(ConfigurationError, match="is in use by process") as caught:
+            RunLock(tmp_path).acquire()
+        assert ("ahead of the clock" in str(caught.value)) == (age_seconds < -STALE)
+        assert ("but alive" in str(caught.value)) == (abs(age_seconds) > STALE and not is_old_enough)
+        assert holder(tmp_path)[0].token == "theirs"  # type: ignore[index]
+
+
+def test_a_requeued_job_does_not_wait_for_a_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its former self's heartbeat lies an hour ahead: what counts is that it stands still."""
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setattr(lock, "STALE_SECONDS", 0.5)
+    plant(tmp_path, -3600, host="elsewhere", job_id="7")
+    started = time.monotonic()
+    with RunLock(tmp_path):
+        assert 0.5 < time.monotonic() - started < 10
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"[" * 100_000, b"{", b'{"pid": 1}'])
+def test_a_damaged_owner_file_is_held_until_it_is_old(tmp_path: Path, content: bytes) -> None:
+    plant(tmp_path)
+    path = tmp_path / "lock" / "owner.json"
+    path.write_bytes(content)
+    assert is_held(tmp_path)
+    with pytest.raises(ConfigurationError, match=r"in use by process 0 on host \?"):
+        RunLock(tmp_path).acquire()
+    os.utime(path, (1, 1))
+    assert not is_held(tmp_path)
+    with RunLock(tmp_path):
+        pass
+
+
+def test_a_lock_that_cannot_be_read_is_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plant(tmp_path)
+
+    def refuse(path: Path) -> bytes:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    assert is_held(tmp_path)
+    with pytest.raises(StorageError, match="Permission denied"):
+        RunLock(tmp_path).acquire()

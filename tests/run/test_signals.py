@@ -1,18 +1,21 @@
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from app.run.errors import ExitCode
-from app.run.signals import STOP_SIGNALS, StopRequests, ignore_in_worker
-
-ROOT = Path(__file__).parents[2]
+from app.run.signals import (
+    STOP_SIGNALS,
+    StopRequests,
+    ignore_in_worker,
+    requested,
+    starting_processes,
+    waiting,
+)
+from tests.support.interpreter import WAIT, start
 
 
 @pytest.fixture(autouse=True)
@@ -28,24 +31,6 @@ def stop() -> Iterator[StopRequests]:
     requests = StopRequests()
     yield requests
     requests.restore()
-
-
-def start(code: str, **kwargs: bool) -> "subprocess.Popen[str]":
-    text = f"import os, signal, sys, time\nfrom app.run.signals import *\n{code}"
-    process = subprocess.Popen(
-        [sys.executable, "-c", text],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        **kwargs,
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
-    return process
-
-
-WAIT = "print('ready', flush=True)\nfor _ in range(300): time.sleep(0.02)"
 
 
 @pytest.mark.parametrize("signum", STOP_SIGNALS)
@@ -92,10 +77,106 @@ def test_second_interrupt_leaves_at_once() -> None:
 
 def test_second_interrupt_after_two_seconds_is_a_first_one(stop: StopRequests) -> None:
     stop.deferring = True
-    os.kill(os.getpid(), signal.SIGINT)
-    stop._last_interrupt -= 2.1
-    os.kill(os.getpid(), signal.SIGINT)
+    for seconds in (0.0, 2.1):
+        stop._watch._interrupted -= seconds
+        os.kill(os.getpid(), signal.SIGINT)
+        deadline = time.monotonic() + 5
+        while time.monotonic() - stop._watch._interrupted > 1:  # heard, in the thread that watches
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
     assert stop.requested == signal.SIGINT
+
+
+def test_other_signals_are_none_of_ours(stop: StopRequests) -> None:
+    assert not stop.note(signal.SIGCHLD)
+    assert stop.requested is None
+
+
+def test_a_wait_has_a_name_while_it_lasts(stop: StopRequests) -> None:
+    with waiting("for the others"):
+        assert stop.waiting_for == "for the others"
+        assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == {*STOP_SIGNALS}
+    assert stop.waiting_for == ""
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
+def test_a_signal_after_the_work_raises_nothing(stop: StopRequests) -> None:
+    stop.conclude(0)
+    os.kill(os.getpid(), signal.SIGTERM)
+    handled(stop)
+
+
+def handled(stop: StopRequests) -> None:
+    deadline = time.monotonic() + 5
+    while not stop.is_handled:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def test_a_second_signal_leaves_the_clearing_away_alone() -> None:
+    process = start(
+        "stop = StopRequests()\ntry:\n print('ready', flush=True)\n time.sleep(10)\nfinally:\n"
+        " print('clearing', flush=True)\n for _ in range(10): time.sleep(0.02)\n print('tidy')"
+    )
+    process.terminate()
+    assert process.stdout is not None
+    assert process.stdout.readline() == "clearing\n"
+    process.terminate()
+    out, err = process.communicate(timeout=10)
+    assert (process.returncode, out, err) == (143, "tidy\n", "")
+
+
+def test_a_signal_to_a_child_is_none_to_its_parent(stop: StopRequests) -> None:
+    stop.deferring = True
+    child = os.fork()
+    if child == 0:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os._exit(7)
+    assert os.waitpid(child, 0)[1] >> 8 == 7
+    time.sleep(0.05)
+    assert stop.requested is None
+    assert requested() is None
+
+
+def test_nor_is_one_at_the_first_moment_of_the_child() -> None:
+    process = start(
+        "stop = StopRequests()\nstop.deferring = True\nprint('ready', flush=True)\n"
+        "child = os.fork()\nif child == 0: os._exit(7)\n"
+        "print(os.waitpid(child, 0)[1] >> 8); time.sleep(0.1); print(stop.requested)",
+        first="os.register_at_fork(after_in_child=lambda: os.kill(os.getpid(), signal.SIGTERM))",
+    )
+    out, err = process.communicate(timeout=10)
+    assert out == "7\nNone\n", err
+
+
+def test_signals_held_back_by_a_launcher_are_heard() -> None:
+    with starting_processes():
+        process = start(f"stop = StopRequests()\n{WAIT}")
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    process.terminate()
+    process.communicate(timeout=10)
+    assert process.returncode == 143
+
+
+def test_processes_are_started_whole(stop: StopRequests) -> None:
+    reached = []
+
+    def begin() -> None:
+        with starting_processes():
+            os.kill(os.getpid(), signal.SIGTERM)
+            handled(stop)
+            reached.append("end")
+
+    with pytest.raises(SystemExit) as leave:
+        begin()
+    assert leave.value.code == 143
+    assert reached == ["end"]
+
+
+def test_a_step_is_worth_finishing_from_the_first_sign_of_life_on(stop: StopRequests) -> None:
+    assert not stop.deferring
+    stop.tick()
+    assert stop.deferring
 
 
 def test_reinstall_and_restore() -> None:
@@ -108,6 +189,16 @@ def test_reinstall_and_restore() -> None:
     assert requests.requested == signal.SIGTERM
     requests.restore()
     assert [signal.getsignal(signum) for signum in STOP_SIGNALS] == before
+    assert not requests._watch.is_alive()
+    assert signal.set_wakeup_fd(-1) == -1
+
+
+def test_a_command_leaves_the_signals_as_it_found_them() -> None:
+    before = [signal.getsignal(signum) for signum in STOP_SIGNALS]
+    with StopRequests.of_this_process() as requests, StopRequests.of_this_process() as again:
+        assert again is requests
+    assert [signal.getsignal(signum) for signum in STOP_SIGNALS] == before
+    assert signal.set_wakeup_fd(-1) == -1
 
 
 def test_hang_up_stays_ignored_under_nohup() -> None:
@@ -169,6 +260,8 @@ def test_only_the_main_thread_may_install() -> None:
 def test_ignoring_covers_all_four() -> None:
     child = os.fork()
     if child == 0:
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # as its parent has left them
         ignore_in_worker()
-        os._exit(sum(signal.getsignal(signum) != signal.SIG_IGN for signum in STOP_SIGNALS))
+        n_held_back = len(signal.pthread_sigmask(signal.SIG_BLOCK, []))
+        os._exit(n_held_back + sum(signal.getsignal(signum) != signal.SIG_IGN for signum in STOP_SIGNALS))
     assert os.waitpid(child, 0)[1] == 0

@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -226,3 +226,28 @@ def alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
     except OSError:
         return False
+
+
+def assert_gone(pids: Iterable[int], seconds: float = 5.0) -> None:
+    """Processes end within this time: one that was just killed is still there for a moment."""
+    deadline = time.monotonic() + seconds
+    while left := [pid for pid in pids if alive(pid)]:
+        assert time.monotonic() < deadline, f"still there after {seconds} s: {left}"
+        time.sleep(0.02)
+
+
+def connected_to(pid: int, port: int) -> bool:
+    """Whether the process waits for an answer of that port."""
+    rows = Path(f"/proc/{pid}/net/tcp").read_text() + Path(f"/proc/{pid}/net/tcp6").read_text()
+    inodes = {row.split()[9] for row in rows.splitlines() if f":{port:04X} 01" in row}
+    names = {os.readlink(path) for path in Path(f"/proc/{pid}/fd").iterdir() if path.is_symlink()}
+    return any(f"socket:[{inode}]" in names for inode in inodes)
+
+
+def children(pid: int) -> list[int]:
+    """Processes that this one has started and that still run, with all of theirs."""
+    found = []
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        for word in (thread / "children").read_text().split():
+            found += [int(word), *children(int(word))] if alive(int(word)) else []
+    return found

@@ -7,6 +7,7 @@ from typing import Any
 PLACES = {
     # Micro-steps are counted from 0 and steps from 1: the fault falls before the step is made.
     "step": ("app.training.LanguageModelModule.training_step", "self.trainer.global_step == $step - 1"),
+    "read": ("app.training.LanguageModelModule.training_step", "True"),
     "validation": (
         "app.training.LanguageModelModule.validation_step",
         "self.trainer.global_step == $step and args[1] == 2",
@@ -16,34 +17,36 @@ PLACES = {
         "self.trainer.global_step == $step",
     ),
     "save": (
-        "app.training.keepers.VerifiedCheckpointIO.save_checkpoint",
+        "app.training.run_callbacks.retention.VerifiedCheckpointIO.save_checkpoint",
         "args[1].name == 'resume-%06d.ckpt' % $step",
     ),
-    "saved": ("app.training.keepers.RollingKeeper.forget", "args[0] == $step"),
+    "saved": ("app.training.run_callbacks.retention.LatestCheckpoints.forget", "args[0] == $step"),
     "setup": ("app.training.LanguageModelModule.setup", "True"),
     "optimizer": ("app.training.LanguageModelModule.configure_optimizers", "True"),
     "stage": ("lightning.pytorch.Trainer._run_stage", "True"),
-    "start": ("app.training.status_file.StatusFile.on_train_start", "True"),
+    "start": ("app.training.run_callbacks.status_file.StatusFile.on_train_start", "True"),
     "model": ("app.training.command_line.RunCLI.build_model", "True"),
-    "summary": ("app.training.summary.RunSummary.on_train_end", "True"),
+    "summary": ("app.training.run_callbacks.summary.RunSummary.on_train_end", "True"),
     "end": ("app.training.session.Session.print_end", "True"),
 }
 
 _AT = Template("""
 import importlib, os, signal, sys
 import torch
-module, owner, name = "$target".rsplit(".", 2)
-owner = getattr(importlib.import_module(module), owner)
-original = getattr(owner, name)
-calls = 0
-def faulty(self, *args, **kwargs):
-    global calls
-    if $condition:
-        calls += 1
-        if calls in ($calls):
-            $action
-    return original(self, *args, **kwargs)
-setattr(owner, name, faulty)
+def _put():
+    module, owner, name = "$target".rsplit(".", 2)
+    owner = getattr(importlib.import_module(module), owner)
+    original = getattr(owner, name)
+    calls = 0
+    def faulty(self, *args, **kwargs):
+        nonlocal calls
+        if $condition:
+            calls += 1
+            if calls in ($calls) or not ($calls):
+                $action
+        return original(self, *args, **kwargs)
+    setattr(owner, name, faulty)
+_put()
 """)
 
 
@@ -54,13 +57,13 @@ def at(place: str, action: str, step: int = 0, calls: tuple[int, ...] = (1,)) ->
         place: one of :data:`PLACES`.
         action: a Python statement; ``self`` and ``args`` are those of the hook.
         step: at which optimizer step; not every place has one.
-        calls: at which of the calls that the place allows, counted from 1.
+        calls: at which of the calls that the place allows, counted from 1; none for all of them.
     """
     target, condition = PLACES[place]
     return _AT.substitute(
         target=target,
         condition=Template(condition).substitute(step=step),
-        calls=", ".join(map(str, calls)) + ",",
+        calls="".join(f"{call}, " for call in calls),
         action=action,
     )
 

@@ -53,8 +53,11 @@ def serve(path: str) -> None:
 
 def _listen(path: str) -> None:
     listener = socket.socket(socket.AF_UNIX)
-    listener.bind(path)
+    # Under its name only once it listens: whoever finds it may connect.
+    staging = f"{path}.{os.getpid()}"
+    listener.bind(staging)
     listener.listen()
+    os.rename(staging, path)
     owner: socket.socket | None = None
     while True:
         readable, _, _ = select.select([listener, *([owner] if owner else [])], [], [], 0.01)
@@ -116,7 +119,7 @@ def _run(arguments: Sequence[str], prelude: str) -> NoReturn:
     try:
         if prelude:
             exec(compile(prelude, "prelude", "exec"), {})
-        code = app.cli.main(list(arguments))
+        app.cli.entry()
     except SystemExit as leave:
         code = leave.code if isinstance(leave.code, int) else int(leave.code is not None)
     except BaseException:
@@ -130,8 +133,10 @@ def _run(arguments: Sequence[str], prelude: str) -> NoReturn:
 
 def _shorten_ending() -> None:
     """The samples and the picture that a finished run makes take longer than all the steps of a tiny one."""
-    summary: Any = sys.modules["app.training.summary"].RunSummary
+    summary: Any = sys.modules["app.training.run_callbacks.summary"].RunSummary
     summary.__init__ = functools.partialmethod(summary.__init__, n_samples=1, n_tokens=8)
+    evaluation: Any = sys.modules["app.training.evaluation"]
+    evaluation.count_baseline = functools.partial(evaluation.count_baseline, n_samples=1, n_tokens=8)
     fit: Any = sys.modules["app.commands.fit"]
     fit._draw = lambda session: None
 

@@ -1,4 +1,4 @@
-"""Run directories as training leaves them, written by hand."""
+"""Run directories and checkpoints as training leaves them, written by hand."""
 
 import csv
 import json
@@ -66,3 +66,33 @@ def write_run(
     if state == "finished":
         (path / "summary.json").write_text(json.dumps({"step": n_steps, "parameters": 1000 * n_banks}))
     return path
+
+
+def checkpoint_content(
+    network: dict[str, Any] | None = None, tokenizer: str = "", **state: Any
+) -> dict[str, Any]:
+    """What a checkpoint of the first step holds; without a network, of one that is never built.
+
+    Args:
+        network: its description.
+        tokenizer: its hash.
+        state: what the run's own state says otherwise.
+    """
+    return {
+        "state_dict": {},
+        "archlab": {
+            "format": 2,
+            "step": 1,
+            "windows_seen": 4,
+            "validation_pending": False,
+            "last_validation": {},
+            "network": {"class_path": "app.models.gpt.GPT", "init_args": {}} if network is None else network,
+            "optimizer": "adamw",
+            "seed": 1,
+            "block_size": 16,
+            "data": {"tokenizer": tokenizer},
+            "configuration": {},
+            "place": {},
+            **state,
+        },
+    }

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
 
+from app.analysis.figure_numbers import numbers_of
 from app.run import checkpoint
 
 #: events that belong to a launch and not to a step
@@ -56,12 +57,22 @@ def samples(run: Path) -> list[Any]:
     return [json.loads(line) for line in (run / "samples.jsonl").read_text().splitlines()]
 
 
-def figures(run: Path) -> dict[str, bytes]:
+def drawn(png: bytes) -> Any:
+    """What a figure shows, without the run and the day that stand below it."""
+    numbers = numbers_of(png)
+    return (
+        png
+        if numbers is None
+        else numbers | {"stamp": numbers["stamp"].rpartition(", step ")[2].split(",")[0]}
+    )
+
+
+def figures(run: Path) -> dict[str, Any]:
     """The newest picture of everything that watchers draw."""
-    return {path.name: path.read_bytes() for path in sorted((run / "figures").glob("*-*.png"))}
+    return {path.name: drawn(path.read_bytes()) for path in sorted((run / "figures").glob("*-*.png"))}
 
 
-def events(run: Path) -> dict[str, list[tuple[int, bytes]]]:
+def events(run: Path) -> dict[str, list[tuple[int, Any]]]:
     """Step and content of every event that TensorBoard shows, by tag; of the layout of charts the newest one.
 
     Of speeds, which the clock makes, only the steps.
@@ -71,9 +82,17 @@ def events(run: Path) -> dict[str, list[tuple[int, bytes]]]:
     found = {}
     for tag in shown.Tags()["tensors"]:
         listed = shown.Tensors(tag)[-1:] if tag.startswith(OF_A_LAUNCH) else shown.Tensors(tag)
-        has_value = not tag.startswith(("speed/", "_hparams_/"))
-        found[tag] = [(e.step, e.tensor_proto.SerializeToString() if has_value else b"") for e in listed]
+        has_value = not tag.startswith(("watched speed", "_hparams_/"))
+        found[tag] = [(e.step, _content(e.tensor_proto) if has_value else b"") for e in listed]
     return found
+
+
+def _content(tensor: Any) -> Any:
+    """An event's value; of a picture what it shows."""
+    texts = list(tensor.string_val)
+    if len(texts) == 3 and texts[2].startswith(b"\x89PNG"):
+        return drawn(texts[2])
+    return tensor.SerializeToString()
 
 
 def entries(run: Path) -> dict[tuple[Any, ...], Any]:
@@ -144,9 +163,16 @@ def differences(ours: Any, theirs: Any, place: str = "") -> list[str]:
     return [] if ours == theirs else [f"{place}: {ours!r}, not {theirs!r}"]
 
 
+def _saved(run: Path) -> dict[str, Any]:
+    """The newest checkpoint but for the number of loader workers, which changes nothing else in it."""
+    content = last_checkpoint(run)
+    content["archlab"]["configuration"]["data"]["init_args"].pop("num_workers")
+    return content
+
+
 def run_differences(run: Path, clean: Path) -> list[str]:
     """Where a run and a clean one differ in their last state, their curves, their details, their pictures or their best state."""
-    found = differences(last_checkpoint(run), last_checkpoint(clean), "checkpoint")
+    found = differences(_saved(run), _saved(clean), "checkpoint")
     found += differences(curve(run), curve(clean), "metrics.csv")
     if (clean / "details.jsonl").exists():
         found += differences(details(run), details(clean), "details.jsonl")

@@ -32,7 +32,7 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any], list[dict[str, Any]]]] = {
     "local_gpt": (
         "LocalGPTModule",
         {
-            "n_layer": 2, "n_head": 2, "n_embd": 16, "dropout": 0.0, "method": "fa", "fa_grape": True,
+            "n_layers": 2, "n_heads": 2, "d_model": 16, "dropout": 0.0, "method": "fa", "fa_grape": True,
             "fa_grape_n_probe": 4,
         },
         [_callback("GradientAlignment", every_n_steps=2, n_windows=6)],

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from app import options
 from app.models.crystal import ResidualBasis, random_basis, weights_digest
 from app.models.gpt import GPT
 from app.run.errors import ConfigurationError
@@ -15,20 +16,17 @@ SIZE: dict[str, Any] = dict(vocab_size=7, block_size=8, n_layers=2, n_heads=2, d
 
 
 def test_problems_of_network_and_training_come_together() -> None:
-    found = CrystalGPTModule.problems(
-        **SIZE | {"rank": 5, "crystal_layers": [2], "learning_rate": -1.0, "n_heads": 2}
-    )
-    assert found == [
-        "crystal_layers: [2]: there is no block 2; must lie in 0 … 1",
-        "rank: 5: must lie in 1 … 4, the head width d_model / n_heads",
-        "learning_rate: -1.0 is out of range; it must be positive, for example 1.0e-3",
+    wrong = {"rank": 5, "crystal_layers": [2], "learning_rate": -1.0, "n_heads": 2}
+    assert [str(problem) for problem in options.problems(CrystalGPTModule, SIZE | wrong)] == [
+        "learning_rate = -1.0: must be positive",
+        "crystal_layers = [2]: there is no block 2; must lie in 0 … 1",
+        "rank = 5: must be at most 4, the head width d_model / n_heads",
     ]
 
 
 def test_what_the_other_mode_would_use_has_no_effect() -> None:
     def names(**arguments: Any) -> set[str]:
-        given = {"mode": "lowrank", "basis": None} | arguments
-        return {name for name, _ in CrystalGPTModule.without_effect(**given)} & {
+        return options.unused(CrystalGPTModule, SIZE | arguments).keys() & {
             "rank", "learn_basis", "basis_seed", "basis", "top_k",
         }  # fmt: skip
 
@@ -37,11 +35,12 @@ def test_what_the_other_mode_would_use_has_no_effect() -> None:
     assert names(mode="topk") == {"rank", "learn_basis", "basis_seed", "basis"}
 
 
-def test_starts_from_calibrated_directions(tmp_path: Path) -> None:
+def test_starts_from_calibrated_directions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
     modes = random_basis(4, 4, 4, seed=9).view(2, 2, 4, 4)
     ResidualBasis((0, 1), modes, torch.ones(2, 2, 4)).save(tmp_path / "basis.safetensors")
     for learn in (False, True):
-        made = CrystalGPTModule(**SIZE, rank=3, learn_basis=learn, basis=str(tmp_path / "basis.safetensors"))
+        made = CrystalGPTModule(**SIZE, rank=3, learn_basis=learn, basis="~/basis.safetensors")
         (note,) = made.begin(None)
         assert note.endswith("was made for trained weights, but none are taken; add --init_from RUN")
         assert torch.equal(made.network.state_dict()["blocks.1.attn.core.basis"], modes[1, :, :, :3])

@@ -1,9 +1,11 @@
 """What holds several ranks together: means with gradients, and who watches whom."""
 
 import os
+import signal
 import time
 from multiprocessing.connection import Connection
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,15 +13,17 @@ import torch
 import torch.distributed as dist
 
 from app.run.errors import AppError, RankLostError
+from app.run.signals import StopRequests
 from app.training.distributed import (
     LAUNCHER,
     ParentWatch,
+    RankWatch,
     SupervisedLauncher,
     is_broken_connection,
     lost_rank,
     mean_over_ranks,
 )
-from app.training.trainer_rules import is_distributed
+from app.training.options.trainer_rules import is_distributed
 from tests.support.two_ranks import two_ranks
 
 VALUES = torch.tensor([[0.1, 0.7, -0.3], [0.4, -0.2, 0.9]])  # one row per rank
@@ -96,6 +100,13 @@ def test_what_a_broken_connection_looks_like() -> None:
 def test_whose_failure_it_was(
     monkeypatch: pytest.MonkeyPatch, code: int | None, raised: Exception, expected: type[Exception]
 ) -> None:
+    with pytest.raises(expected):
+        launched_and_failed(monkeypatch, code, raised)
+    assert os.environ[LAUNCHER] == str(os.getpid())
+
+
+def launched_and_failed(monkeypatch: pytest.MonkeyPatch, code: int | None, raised: Exception) -> None:
+    """A launch whose own part raises this, with another rank that has ended with the code, or with none yet."""
     monkeypatch.setattr(
         SupervisedLauncher, "_call_children_scripts", lambda self: setattr(self, "procs", [Ended(code)])
     )
@@ -112,10 +123,44 @@ def test_whose_failure_it_was(
     def function() -> None:
         raise raised
 
-    launcher = SupervisedLauncher(Environment(), 2, 1)  # type: ignore[arg-type]
-    with pytest.raises(expected):
-        launcher.launch(function)
-    assert os.environ[LAUNCHER] == str(os.getpid())
+    SupervisedLauncher(Environment(), 2, 1).launch(function)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("code", [143, None])  # the other has left for the same reason, or hangs
+def test_ranks_that_were_all_told_to_stop_are_not_lost(
+    monkeypatch: pytest.MonkeyPatch, code: int | None
+) -> None:
+    requests = StopRequests()
+    requests.note(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit) as leave:
+            launched_and_failed(monkeypatch, code, RuntimeError("gloo: Connection closed by peer"))
+        assert leave.value.code == 143
+    finally:
+        requests.restore()
+
+
+@pytest.mark.parametrize("is_told", [False, True])
+def test_the_launcher_alone_ends_a_run_that_was_told_to_stop(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], is_told: bool
+) -> None:
+    requests = StopRequests()
+    left: list[int] = []
+    monkeypatch.setattr(os, "_exit", left.append)
+    others: list[Any] = [Ended(143)]
+    watch = RankWatch(others, None)
+    looks = iter(
+        [False, False, True]
+    )  # not cancelled while it looks, nor while it waits for a better explanation
+    monkeypatch.setattr(watch, "_cancelled", SimpleNamespace(wait=lambda seconds: next(looks)))
+    if is_told:
+        requests.note(signal.SIGTERM)
+    try:
+        watch.run()
+    finally:
+        requests.restore()
+    assert left == ([] if is_told else [6])
+    assert ("rank 1 was lost" in capfd.readouterr().err) == (not is_told)
 
 
 def test_a_launcher_that_ended_before_the_watch_is_missed_too(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,21 +1,34 @@
 """The Equilibrium module's own rules."""
 
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+import yaml
+from lightning.pytorch import LightningDataModule
 
-from app.models.equilibrium import EquilibriumLM, plastic
+from app import options
+from app.models.equilibrium import EquilibriumLM
 from app.run import arguments
 from app.run.configuration import find_config, read_config
 from app.run.errors import ConfigurationError
 from app.training import EquilibriumModule, LanguageModelModule
 from app.training.command_line import RunCLI
+from app.training.modules import ADAPTATION
+from app.training.options.hyperparameters import chosen
 
 SMALL: dict[str, Any] = dict(
     vocab_size=7, block_size=8, d_model=8, n_heads=2, n_layers=2, d_ff=12, dropout=0.0
 )
+
+DIVERSITY = ("diversity_target", "diversity_weight")
+VERDICT = ("verifier_weights", "verifier_sharpness")
+CONSTANTS: dict[str, Any] = dict(
+    signal_momentum=0.3, init_thresholds=(0.2, 0.7, 1.9), target_fractions=(2.0, 2.0, 3.0, 3.0),
+    threshold_momentum=0.45, temperature=3.0, offset_scale=0.6, verifier_weights=(1.0, 0.1, 0.7), verifier_sharpness=1.5,
+    diversity_target=0.3, diversity_weight=0.7, fraction_weight=0.4, plastic_rate=0.5, plastic_mask=0.5,
+    plastic_noise=0.5, plastic_penalty=3.0, plastic_decay=0.5,
+)  # fmt: skip
 
 
 def test_every_option_reaches_the_network() -> None:
@@ -23,7 +36,7 @@ def test_every_option_reaches_the_network() -> None:
         use_attention_residual=False, plastic_hidden=5, n_branches=3, use_verifier=False, max_budget_per_token=3,
         total_budget_ratio=1.5, statistics="lagged", standardize=True, soft="ordinal", shared_router=False,
         enforce_budget=True, budget_order="causal", reprocess_context=True, quantile="histogram",
-        capacity_factor=2.0, activation_checkpointing=True,
+        capacity_factor=2.0, activation_checkpointing=True, **CONSTANTS,
     )  # fmt: skip
     module = EquilibriumModule(**SMALL, **changed, routing_warmup_steps=7)
     given = module.network._init_args
@@ -35,23 +48,57 @@ def test_every_option_reaches_the_network() -> None:
     )
 
 
+def seen(**constant: Any) -> list[torch.Tensor]:
+    """Everything that the network and its adapter compute, from weights that are the same whatever the constants."""
+    torch.manual_seed(0)
+    # Heads that fall short of the divergence that is asked for.
+    constants = {"diversity_target": 0.6} | constant
+    network = EquilibriumModule(**SMALL, routing_warmup_steps=0, **constants).network
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.4 * torch.randn_like(parameter))
+    idx = torch.randint(0, 7, (4, 8), generator=torch.Generator().manual_seed(1))
+    network(idx)
+    output = network(idx, idx)
+    (100 * output.aux_loss).backward()
+    found = [output.aux_loss.detach(), output.logits.detach(), *network.running_state()]
+    found += [p.grad for p in network.parameters() if p.grad is not None]
+    adapter = network.plastic
+    for step in range(2):
+        adapter.adapt(
+            torch.randn(6, 8, generator=torch.Generator().manual_seed(step)), torch.Generator().manual_seed(2)
+        )
+        adapter.decay()
+    return [*found, *(p.detach() for p in adapter.parameters())]
+
+
+def test_every_constant_has_an_effect() -> None:
+    usual, again = seen(), seen()
+    assert all(torch.equal(a, b) for a, b in zip(usual, again, strict=True))
+    for name, value in CONSTANTS.items():
+        changed = seen(**{name: value})
+        assert not all(torch.equal(a, b) for a, b in zip(usual, changed, strict=True)), name
+
+
 def test_the_two_warm_ups_are_told_apart() -> None:
-    assert EquilibriumModule.problems(routing_warmup_steps=-1) == [
-        "routing_warmup_steps: -1: must be at least 0"
-    ]
-    (problem,) = EquilibriumModule.problems(warmup_steps=-1)
-    assert problem.startswith("warmup_steps: -1 is out of range")
-    assert EquilibriumModule.problems(total_budget_ratio=0.5, enforce_budget=True)[0].startswith(
-        "total_budget_ratio"
-    )
+    def problems(**given: Any) -> list[str]:
+        return [str(problem) for problem in options.problems(EquilibriumModule, SMALL | given)]
+
+    assert problems(routing_warmup_steps=-1) == ["routing_warmup_steps = -1: must be at least 0"]
+    assert problems(warmup_steps=-1) == ["warmup_steps = -1: must be at least 0"]
+    assert problems(total_budget_ratio=0.5, enforce_budget=True)[0].startswith("total_budget_ratio")
 
 
 @pytest.mark.parametrize(
     ("settings", "idle"),
     [
-        ({"use_plastic": False}, {"plastic_hidden", "adapt"}),
-        ({"use_branches": False}, {"n_branches", "use_verifier"}),
-        ({"n_branches": 1}, {"use_verifier"}),
+        ({"use_plastic": False}, {"plastic_hidden", "adapt", *ADAPTATION}),
+        ({"adapt": False}, {*ADAPTATION}),
+        ({"use_branches": False}, {"n_branches", "use_verifier", *VERDICT, *DIVERSITY}),
+        ({"n_branches": 1}, {"use_verifier", *VERDICT, *DIVERSITY}),
+        ({"use_verifier": False}, {*VERDICT}),
+        ({"verifier_sharpness": 0.0}, {"verifier_weights"}),
+        ({"diversity_weight": 0.0}, {"diversity_target"}),
         ({"enforce_budget": True}, set()),
         ({"enforce_budget": True, "total_budget_ratio": 4.0}, {"budget_order"}),
         ({"enforce_budget": True, "max_budget_per_token": 2}, {"budget_order"}),
@@ -67,6 +114,9 @@ def test_the_two_warm_ups_are_told_apart() -> None:
                 "n_branches",
                 "use_verifier",
                 "capacity_factor",
+                *ADAPTATION,
+                *VERDICT,
+                *DIVERSITY,
             },
         ),
     ],
@@ -74,12 +124,11 @@ def test_the_two_warm_ups_are_told_apart() -> None:
 def test_what_has_no_effect_is_said(settings: dict[str, Any], idle: set[str]) -> None:
     defaults = dict(
         use_plastic=True, use_branches=True, n_branches=2, enforce_budget=False, n_layers=6, total_budget_ratio=2.0,
-        max_budget_per_token=4,
+        max_budget_per_token=4, adapt=True, use_verifier=True, verifier_sharpness=4.0, diversity_weight=0.1,
     )  # fmt: skip
     expected = idle | (set() if settings.get("enforce_budget") else {"budget_order"})
-    of_any_module = {name for name, _ in LanguageModelModule.without_effect()}
-    found = {name for name, _ in EquilibriumModule.without_effect(**defaults | settings)}
-    assert found - of_any_module == expected
+    found = options.unused(EquilibriumModule, SMALL | defaults | settings).keys()
+    assert found - options.options_of(LanguageModelModule).keys() == expected
 
 
 def evaluated(
@@ -87,7 +136,8 @@ def evaluated(
 ) -> tuple[EquilibriumModule, list[torch.Tensor], list[torch.Tensor]]:
     """The module in the midst of a validation, the logits of its batches, and the plastic tokens of each."""
     torch.manual_seed(0)
-    module = EquilibriumModule(**SMALL, adapt=adapt, routing_warmup_steps=0)
+    # A rate at which a step on two tokens shows.
+    module = EquilibriumModule(**SMALL, adapt=adapt, routing_warmup_steps=0, plastic_rate=0.1)
     with torch.no_grad():
         for parameter in module.network.parameters():  # so that deviations differ
             parameter.add_(0.4 * torch.randn_like(parameter))
@@ -111,12 +161,6 @@ def weights(module: EquilibriumModule) -> dict[str, torch.Tensor]:
     return {name: p.detach().clone() for name, p in module.network.named_parameters()}
 
 
-@pytest.fixture
-def eager(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plastic, "LEARNING_RATE", 0.1)  # so that a step on two tokens shows
-
-
-@pytest.mark.usefixtures("eager")
 def test_a_batch_is_scored_before_it_is_adapted_on() -> None:
     random_state = torch.get_rng_state()
     plain, without, _ = evaluated(adapt=False)
@@ -131,7 +175,6 @@ def test_a_batch_is_scored_before_it_is_adapted_on() -> None:
     assert differing == {f"plastic.{layer}.{kind}" for layer in ("down", "up") for kind in ("weight", "bias")}
 
 
-@pytest.mark.usefixtures("eager")
 def test_what_is_saved_is_what_was_trained() -> None:
     plain, module = evaluated(adapt=False)[0], evaluated(adapt=True)[0]
     trained = plain.state_dict()
@@ -140,7 +183,6 @@ def test_what_is_saved_is_what_was_trained() -> None:
     assert not torch.equal(module.network.plastic.up.weight, trained["network.plastic.up.weight"])
 
 
-@pytest.mark.usefixtures("eager")
 @pytest.mark.parametrize("padding", [slice(0), slice(0, 3)], ids=["none", "some"])
 def test_a_batch_adapts_on_its_plastic_tokens_then_decays(padding: slice) -> None:
     plain, *_ = evaluated(adapt=False, n_batches=0)
@@ -154,7 +196,6 @@ def test_a_batch_adapts_on_its_plastic_tokens_then_decays(padding: slice) -> Non
         assert torch.equal(ours, theirs)
 
 
-@pytest.mark.usefixtures("eager")
 @pytest.mark.parametrize("split", ["validation", "test"])
 def test_the_trained_weights_are_back_after_an_evaluation(
     split: str, monkeypatch: pytest.MonkeyPatch
@@ -178,7 +219,53 @@ def parse(*words: str) -> RunCLI:
     return RunCLI(launch, [read_config(find_config(config)) for config in launch.configs])
 
 
-DATA = SimpleNamespace(vocab_size=7, block_size=8)
+class Sizes(LightningDataModule):
+    """What a network takes from the data, and nothing else."""
+
+    vocab_size, block_size = 7, 8
+
+
+DATA = Sizes()
+
+
+def test_constants_come_from_a_configuration() -> None:
+    words = [
+        "--model.init_args.target_fractions",
+        "[0.7, 0.2, 0.07, 0.03]",
+        "--model.init_args.temperature",
+        "5",
+    ]
+    cli = parse(
+        *words, "--model.init_args.verifier_weights", "[1, 0, 0]", "--model.init_args.use_verifier", "false"
+    )
+    model = cli.build_model(DATA)
+    assert model.network._init_args["target_fractions"] == (0.7, 0.2, 0.07, 0.03)
+    assert model.network._init_args["temperature"] == 5.0
+    notes = "\n".join(cli.notes())
+    assert "verifier_weights" in notes
+    assert "has no effect with use_verifier: false" in notes
+    assert (
+        not {"target_fractions", "verifier_weights"}
+        - chosen(yaml.safe_load(cli.parser.dump(cli.config)), model=model).keys()
+    )
+    defaults = parse()
+    made = chosen(yaml.safe_load(defaults.parser.dump(defaults.config)), model=defaults.build_model(DATA))
+    assert not made.keys() & CONSTANTS.keys()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("target_fractions", "[0.5, 0.5]", "target_fractions"),
+        ("target_fractions", "[0, 0, 0, 0]", "must be four numbers, not all 0"),
+        ("init_thresholds", "[2, 1, 3]", "must be three ascending numbers"),
+        ("signal_momentum", "0", r"signal_momentum.*must lie in \(0, 1\]"),
+        ("diversity_target", "0.7", r"must lie in \[0, 0.6931"),
+    ],
+)
+def test_constants_out_of_range_are_refused(name: str, value: str, said: str) -> None:
+    with pytest.raises(ConfigurationError, match=said):
+        parse(f"--model.init_args.{name}", value).build_model(DATA)
 
 
 @pytest.mark.parametrize("precision", ["bf16-true", "bf16-mixed"])

@@ -61,9 +61,8 @@ def test_what_is_kept_for_the_backward_pass_is_counted_once() -> None:
     )
     for batch_idx in range(2):  # the second one is not looked at
         meter.on_train_batch_start(trainer, module, None, batch_idx)
-        loss = network(torch.ones(10, 4)).sum()
-        meter.on_before_backward(trainer, module, loss)
-        loss.backward()
+        network(torch.ones(10, 4)).sum().backward()
+        meter.on_train_batch_end(trainer, module, {"record": SimpleNamespace(is_last_micro=False)})
     assert meter.cost.activations == 4 * (10 * 4 + 10 * 6)
 
 

@@ -6,10 +6,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from app.analysis import drawable
 from app.analysis.html import Markup, element, escaped
 
 WIDTH, HEIGHT = 540, 330
-LEFT, RIGHT, TOP, BOTTOM = 56, 16, 14, 44
+LEFT, RIGHT, TOP, BOTTOM = 66, 16, 14, 44
 EDGE = 4  # how far a mark on the frame may stand out of it
 N_COLOURS = 6
 DASHES = ("", "7 3", "2 3", "9 3 2 3")  # a further round of colours has another line
@@ -19,7 +20,8 @@ STYLE = """
 svg.chart { width: 100%; max-width: 44rem; height: auto; } svg.chart text { fill: var(--soft); font-size: 11.5px; }
 svg.chart text.title { fill: var(--ink); font-size: 12.5px; font-weight: 600; }
 svg.chart .grid { stroke: var(--line); stroke-width: 1; } svg .line { fill: none; stroke-linejoin: round; }
-.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(24rem, 1fr)); gap: 1rem; }
+@media (max-width: 34rem) { svg.chart text { font-size: 17px; } svg.chart text.title { font-size: 18px; } }
+.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); gap: 1rem; }
 .legend { display: flex; flex-wrap: wrap; gap: .1rem 1.4rem; margin: .3rem 0 .8rem; }
 .name { display: inline-block; width: max-content; max-width: 16rem; }
 svg.key { width: 1.7rem; height: .5rem; margin-right: .45rem; vertical-align: .08em; }
@@ -64,12 +66,9 @@ class Scale:
 
     def ticks(self, wanted: int) -> list[float]:
         """Round numbers inside, at most about so many."""
-        step = next(
-            digit * 10.0**power
-            for power in range(math.floor(math.log10(self.high - self.low)) - 2, 20)
-            for digit in (1, 2, 5)
-            if (self.high - self.low) / (digit * 10.0**power) <= wanted
-        )
+        extent = self.high - self.low
+        power = 10.0 ** math.floor(math.log10(extent / wanted))
+        step = next(digit * power for digit in (1, 2, 5, 10, 20) if extent / (digit * power) <= wanted)
         numbers = range(math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9) + 1)
         return [number * step for number in numbers]
 
@@ -96,10 +95,10 @@ def line_chart(
     xs, ys = np.concatenate([line.x for line in drawn]), np.concatenate([line.y for line in drawn])
     low_x, high_x = min(0.0, float(xs.min())), float(xs.max())
     x = Scale(low_x, high_x if high_x > low_x else low_x + 1, LEFT, WIDTH - RIGHT)
-    low, high = y_limits or (float(ys.min()), float(ys.max()))
+    low, high = _limits(y_limits) or (float(ys.min()), float(ys.max()))
     margin = 0.05 * (high - low) or 0.05 * abs(high) or 0.5
     y = Scale(low - margin, high + margin, HEIGHT - BOTTOM, TOP + (16 if title else 0))
-    curves = [_band(line, x, y) for line in drawn if line.spread is not None and line.spread.any()]
+    curves = [_band(line, x, y) for line in drawn if line.spread is not None and (line.spread > 0).any()]
     curves += [_path(line, x, y) for line in sorted(drawn, key=lambda line: line.is_main)]
     label = f"{title + ': ' if title else ''}{y_label} over {x_label}"
     return element(
@@ -124,11 +123,20 @@ def key(colour: int, label: object, is_main: bool = True) -> Markup:
 
 def _cleaned(line: Line) -> Line:
     """Finite points alone, and no more of them than a screen can tell apart."""
-    index = np.flatnonzero(np.isfinite(line.x) & np.isfinite(line.y))
+    x, y = drawable.numbers(line.x), drawable.numbers(line.y)
+    index = np.flatnonzero(np.isfinite(x) & np.isfinite(y))
     if len(index) > MAX_POINTS:
         index = index[np.unique(np.linspace(0, len(index) - 1, MAX_POINTS).astype(int))]
-    spread = None if line.spread is None else line.spread[index]
-    return line._replace(x=line.x[index], y=line.y[index], spread=spread)
+    spread = None if line.spread is None else np.nan_to_num(drawable.numbers(line.spread[index]))
+    return line._replace(x=x[index], y=y[index], spread=spread)
+
+
+def _limits(asked: tuple[float, float] | None) -> tuple[float, float] | None:
+    """Ends of an axis that have places, the lower first; None for any other."""
+    if asked is None:
+        return None
+    low, high = drawable.numbers(asked).tolist()
+    return (low, high) if low <= high else None
 
 
 def _axis_x(x: Scale, y: Scale, label: str) -> Markup:
@@ -176,7 +184,7 @@ def _path(line: Line, x: Scale, y: Scale) -> Markup:
     places = list(zip(x(line.x), y(line.y), strict=True))
     points = " ".join(f"{a:.1f},{b:.1f}" for a, b in places)
     parts = [element("polyline", points=points, class_="line", style=_look(line.colour, line.is_main))]
-    if line.is_main and len(places) <= MAX_MARKS:
+    if (line.is_main and len(places) <= MAX_MARKS) or len(places) == 1:
         fill = f"fill: var(--s{line.colour % N_COLOURS})"
         for (across, down), value in zip(places, line.y, strict=True):
             dot = {"cx": f"{across:.1f}", "cy": f"{down:.1f}", "r": 2.6, "style": fill}

@@ -18,6 +18,7 @@ class Material:
         launches: of ``run.json``, first to last.
         samples: lines of ``samples.jsonl``: ``step``, ``key``, ``text``.
         health: lines of ``health.jsonl``.
+        ablation: what ``app ablate`` has found; empty where it has not been asked.
         figures: name of a picture to the PNG file's content, in the order in which they are shown.
     """
 
@@ -26,6 +27,7 @@ class Material:
     launches: list[dict[str, Any]] = field(default_factory=list)
     samples: list[dict[str, Any]] = field(default_factory=list)
     health: list[dict[str, Any]] = field(default_factory=list)
+    ablation: dict[str, Any] = field(default_factory=dict)
     figures: dict[str, bytes] = field(default_factory=dict)
 
 
@@ -43,7 +45,7 @@ def read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
     for line in lines:
         try:
             record = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             record = None
         if (
             isinstance(record, dict)

@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 
 from app.analysis.comparison import Comparison, Group
 from app.analysis.html import Markup, breakable, element, page, table
-from app.analysis.report import chart
+from app.analysis.report import chart, heat_maps
+from app.analysis.report.ablations import ablations
 from app.analysis.report.curves import curves
 from app.analysis.report.findings import findings
 from app.analysis.report.made_with import configurations, environments
@@ -38,12 +39,15 @@ def report(
     if len(groups) > 1:
         body += _section("What differs", differences(comparison))
     body += _section("Health", findings(materials, short_names(groups)))
-    body += _section("Inside the network", figures(shown))
+    inside = figures(shown)
+    body += _section("Inside the network", inside)
+    body += _section("Without a part", ablations(shown))
     body += _section("Text samples", samples(shown))
     body += _section("Configuration", configurations(shown))
     body += _section("Environment", environments(materials))
     body.append(element("p", f"archlab {version}, app report", class_="soft"))
-    return page(f"Report: {title}", body, style=chart.STYLE)
+    script = heat_maps.SCRIPT if any(heat_maps.PLACE in part for part in inside) else ""
+    return page(f"Report: {title}", body, style=chart.STYLE + heat_maps.STYLE, script=script)
 
 
 def _title(groups: Sequence[Group], materials: Mapping[str, Material]) -> str:
@@ -69,7 +73,7 @@ def _overview(groups: Sequence[Group], materials: Mapping[str, Material]) -> lis
         [chart.key(number, group.letter), model_of(run), cut(run.text), breakable(run.path), run.seed,
          _state(materials[run.path])]
         for number, group in enumerate(groups)
-        for run in group.runs
+        for run in [*group.runs, *group.repeats]
     ]  # fmt: skip
     return [table(["", "model", "text", "run", "seed", "state"], rows)]
 

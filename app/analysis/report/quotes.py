@@ -4,8 +4,10 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from app.analysis.comparison import Group
+from app.analysis.figure_numbers import numbers_of
 from app.analysis.html import Markup, element, png_image
 from app.analysis.report import chart
+from app.analysis.report.heat_maps import heat_maps
 from app.analysis.report.material import Material
 from app.analysis.report.values import cut
 
@@ -16,13 +18,14 @@ SAMPLER = "trainer.callbacks.TextSamples"
 
 
 def figures(shown: Sequence[tuple[Group, Material]]) -> list[Markup]:
-    """The pictures, those of one quantity of all groups below each other.
+    """The heat-maps of all groups, and as pictures what carries no numbers.
 
     Args:
         shown: groups and the run that stands for each.
     """
     names = dict.fromkeys(name for _, material in shown for name in material.figures)
-    parts: list[Markup] = []
+    pictures: list[Markup] = []
+    drawn: list[tuple[str, str, int, dict[str, Any]]] = []
     n_bytes, n_left_out = 0, 0
     for name in names:
         words = name.removeprefix("depth-").replace("_", " ").replace("-", ", ")
@@ -31,16 +34,13 @@ def figures(shown: Sequence[tuple[Group, Material]]) -> list[Markup]:
             n_bytes += len(content)
             if content and (number >= MAX_RUNS_WITH_FIGURES or n_bytes > MAX_FIGURE_BYTES):
                 n_left_out += 1
+            elif content and (numbers := numbers_of(content)) is not None:
+                drawn.append((name, group.name, number, numbers))
             elif content:
                 image = png_image(content, f"{words}, by layer and optimizer step")
                 label = [element("figcaption", chart.key(number, group.name))] if len(shown) > 1 else []
-                parts.append(element("figure", *label, image))
-    if parts:
-        how = (
-            "Heat-maps: a row for each layer, 0 next to the embedding, or for each parameter; training runs from left "
-            "to right; the scale beside says what a colour is worth."
-        )
-        parts.insert(0, element("p", how, class_="soft"))
+                pictures.append(element("figure", *label, element("div", image, class_="scroll")))
+    parts = [*heat_maps(drawn, [group.name for group, _ in shown]), *pictures]
     if n_left_out:
         parts.append(element("p", f"{n_left_out} more in the figures/ of the runs.", class_="soft"))
     return parts or [
@@ -63,8 +63,9 @@ def samples(shown: Sequence[tuple[Group, Material]]) -> list[Markup]:
         newest, older = [], []
         for own in by_key.values():
             picked = [own[0], *own[1:][-(MAX_SAMPLES_PER_KEY - 1) :]]
-            newest += _quoted(picked[-1:], len(by_key) > 1)
-            older += _quoted(reversed(picked[:-1]), len(by_key) > 1)
+            prompt = _prompt(material, picked[-1]["key"])
+            newest += _quoted(picked[-1:], len(by_key) > 1, prompt)
+            older += _quoted(reversed(picked[:-1]), len(by_key) > 1, prompt)
         if not newest:
             continue
         if len(shown) > 1:
@@ -80,11 +81,28 @@ def samples(shown: Sequence[tuple[Group, Material]]) -> list[Markup]:
     return parts or [element("p", "None: callbacks.TextSamples writes them at validations.", class_="soft")]
 
 
-def _quoted(lines: Iterable[dict[str, Any]], has_keys: bool) -> list[Markup]:
+def _prompt(material: Material, key: str) -> str | None:
+    """What a text continues, by its key; empty where it starts from nothing, None where that is not known."""
+    temperature = material.run.configuration.get(f"{SAMPLER}.temperature")
+    prompts = material.run.configuration.get(f"{SAMPLER}.prompts")
+    if prompts is None:  # the callback's default, as far as it is the callback of ours
+        return None if temperature is None else ""
+    number = key.rpartition("/")[2]
+    if not (isinstance(prompts, list) and number.isdecimal() and int(number) < len(prompts)):
+        return None
+    return str(prompts[int(number)])
+
+
+def _quoted(lines: Iterable[dict[str, Any]], has_keys: bool, prompt: str | None) -> list[Markup]:
     parts = []
     for line in lines:
-        label = f"after step {line['step']:,}" + (f", {line['key']}" if has_keys else "")
+        label: list[object] = [f"after step {line['step']:,}" + (f", {line['key']}" if has_keys else "")]
+        if prompt:
+            label += [", continuing the prompt ", element("code", cut(prompt))]
+        elif prompt is not None:
+            label.append(", without a prompt")
         text = cut(line.get("text", ""), MAX_SAMPLE)
+        given = [element("mark", prompt)] if prompt else []
         # The first line break after the tag would be dropped.
-        parts += [element("div", label, class_="soft"), element("pre", f"\n{text}", tabindex="0")]
+        parts += [element("div", *label, class_="soft"), element("pre", "\n", *given, text, tabindex="0")]
     return parts

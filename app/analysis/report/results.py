@@ -22,15 +22,20 @@ class Figure(NamedTuple):
 FIGURES = {
     "val/loss": Figure("validation loss, nats per token", "val loss"),
     "val/bpb": Figure("validation, bits per byte", "val bpb"),
+    "val/unknown_share": Figure("validation tokens that are unknown words", "unknown words", ".2%"),
     "val/word_perplexity": Figure("validation, perplexity per word", "val word perplexity", ",.2f"),
     "best/val_loss": Figure("best validation loss, nats per token", "best val"),
     "best/step": Figure("best validation at step", "at step", ",.0f"),
     "train/loss": Figure("training loss of the last logged step, nats per token", "train loss"),
-    "baseline/bigram_loss": Figure(
-        "for comparison: an add-one bigram of the same text, nats per token", "bigram"
+    "baseline/count_loss": Figure(
+        "for comparison: counting what follows in the same text, nats per token", "counts"
     ),
+    "baseline/count_bpb": Figure("the same in bits per byte", "counts bpb"),
     "samples/known_word_share": Figure(
         "generated words of four letters and more that the text contains", "known words", ".0%"
+    ),
+    "baseline/count_known_word_share": Figure(
+        "for comparison: the same of words drawn from the counts", "known words of counts", ".0%"
     ),
     "tokens_seen": Figure("tokens seen", "tokens", ",.0f"),
     "speed/seconds": Figure("training time without validation, s", "seconds", ",.1f"),
@@ -41,13 +46,15 @@ FIGURES = {
 EXPLAINED = {
     "val/loss": "losses are in nats per token",
     "val/bpb": "bpb in bits per byte",
+    "val/unknown_share": "unknown words: validation tokens that stand for a word which the vocabulary has not; with "
+    "them, bits per byte and word perplexity are left out",
     "train/loss": "train loss: of the last logged step",
-    "baseline/bigram_loss": "bigram: loss of an add-one bigram of the same text, for comparison",
+    "baseline/count_loss": "counts: a model that only counts what follows in the same text, for comparison",
     "samples/known_word_share": "known words: generated words of four letters and more that the text contains",
     "speed/seconds": "seconds: of training, without validation",
 }
 #: figures that are in a run's summary alone
-FROM_SUMMARY = ("val/word_perplexity", "baseline/bigram_loss", "samples/known_word_share")
+FROM_SUMMARY = ("val/word_perplexity", "samples/known_word_share", "baseline/count_known_word_share")
 #: settings that decide a result, first to last
 ORDER = ("model.class_path", "model.", "data.class_path", "data.init_args.", "trainer.")
 
@@ -125,7 +132,8 @@ def differences(comparison: Comparison) -> list[Markup]:
 
 def _table(comparison: Comparison, keys: Iterable[str]) -> Markup:
     rows = [[element("code", breakable(key)), *map(cell, comparison.differences[key])] for key in keys]
-    return table(["setting", *(group.letter for group in comparison.groups)], rows)
+    names = (f"{group.letter} {group.label}" for group in comparison.groups)
+    return table(["setting", *names], rows)
 
 
 def _spreads(group: Group) -> dict[str, Spread]:
@@ -140,6 +148,6 @@ def _spreads(group: Group) -> dict[str, Spread]:
 
 def _written(key: str, spread: Spread) -> str:
     digits = FIGURES[key].digits
-    is_loss = key.startswith(("val/", "best/val", "train/"))
+    is_loss = key.startswith(("val/", "best/val", "train/")) and key != "val/unknown_share"
     sd = f" ± {spread.sd:{digits}}" if spread.n > 1 and (spread.sd or is_loss) else ""
     return f"{spread.mean:{digits}}{sd}"

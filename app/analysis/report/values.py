@@ -60,7 +60,7 @@ def short_names(groups: list[Group]) -> dict[str, str]:
     return {
         run.path: f"{group.letter}, seed {run.seed}" if len(group.runs) > 1 else group.letter
         for group in groups
-        for run in group.runs
+        for run in [*group.runs, *group.repeats]
     }
 
 

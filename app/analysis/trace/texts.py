@@ -42,6 +42,26 @@ def visible(text: str) -> str:
     return "".join(_sign(character) for character in text) or "∅"
 
 
+def parts_of_characters(texts: Sequence[str]) -> list[str]:
+    """Which part of a character each token is, in words; empty of a token that is whole characters.
+
+    Args:
+        texts: of :func:`token_texts`.
+    """
+    said = [""] * len(texts)
+    for first, text in enumerate(texts):
+        n_parts = 1
+        while first + n_parts < len(texts) and texts[first + n_parts] == CONTINUED:
+            n_parts += 1
+        if n_parts == 1 or text == CONTINUED:
+            continue
+        encoded = text.encode("utf-8", "replace")
+        for part in range(n_parts):
+            byte = f": byte {encoded[part]:02X}" if len(encoded) == n_parts else ""
+            said[first + part] = f"part {part + 1} of {n_parts} of {text}{byte}"
+    return said
+
+
 def _whole(ids: Sequence[int], decode: Callable[[Sequence[int]], str]) -> tuple[str, int] | None:
     """The shortest beginning that is whole characters, and its length in tokens."""
     for n_tokens in range(2, len(ids) + 1):

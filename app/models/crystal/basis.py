@@ -3,6 +3,7 @@
 Shape suffixes: L layers, H heads, N residuals, d head width.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -106,7 +107,7 @@ class ResidualBasis:
         }
         tensors = {"modes": self.modes.contiguous(), "spectrum": self.spectrum.contiguous()}
         # As bytes, because the library's own writer keeps everybody else from reading the file.
-        content = save(tensors, {"residual_basis": json.dumps(about)})
+        content = save(tensors, {"residual_basis": json.dumps(about, allow_nan=False)})
         try:
             with open(staging, "wb") as file:
                 file.write(content)
@@ -124,6 +125,8 @@ class ResidualBasis:
             ValueError: the file is missing, damaged or holds something else, or its modes are not orthonormal.
         """
         try:
+            if not Path(path).is_file():  # a named pipe would be waited for
+                raise FileNotFoundError(errno.ENOENT, "no such file")
             with safe_open(os.fspath(path), "pt") as file:
                 about = json.loads((file.metadata() or {})["residual_basis"])
                 modes, spectrum = file.get_tensor("modes"), file.get_tensor("spectrum")
@@ -131,8 +134,10 @@ class ResidualBasis:
             fingerprints = dict(about["fingerprints"])
         except OSError as error:
             raise ValueError(f"{path}: cannot be read ({error.strerror or 'no such file'})") from error
-        except (SafetensorError, KeyError, ValueError, TypeError) as error:
+        except (SafetensorError, KeyError, ValueError, TypeError, OverflowError, RecursionError) as error:
             raise ValueError(f"{path}: holds no residual basis; app crystallize writes one") from error
+        if {modes.dtype, spectrum.dtype} != {torch.float32}:
+            raise ValueError(f"{path}: its modes are not in single precision; app crystallize writes a basis")
         if modes.dim() != 4 or modes.shape[:3] != spectrum.shape or len(modes) != len(layers):
             raise ValueError(
                 f"{path}: holds modes {tuple(modes.shape)} and shares {tuple(spectrum.shape)} of {len(layers)} layers, "
@@ -144,10 +149,12 @@ class ResidualBasis:
 
 
 def _are_orthonormal(modes: Tensor) -> bool:
-    """Whether the columns of ``(…, d, r)`` are orthonormal."""
-    wide = modes.double()
-    apart = wide.mT @ wide - torch.eye(wide.shape[-1], dtype=wide.dtype)
-    return bool((apart.abs() <= ORTHONORMAL).all())  # false for NaN
+    """Whether the columns of ``(…, d, r)`` fp32 are orthonormal; takes as much memory again, and no more."""
+    if modes.shape[-1] > modes.shape[-2]:
+        return False
+    apart = modes.mT @ modes
+    apart.diagonal(dim1=-2, dim2=-1).sub_(1)
+    return bool((apart.abs_() <= ORTHONORMAL).all())  # false for NaN
 
 
 def effective_dimension(moments: Tensor, share: float = 0.9) -> Tensor:

@@ -1,4 +1,4 @@
-"""The attention of GPT-2 models of transformers, exchanged through the library's table of attention functions.
+"""The attention of models of transformers, exchanged through the library's table of attention functions.
 
 Nothing here imports transformers before a model of it is at hand.
 """
@@ -13,7 +13,14 @@ from torch import Tensor, nn
 
 #: the name that our function is registered under
 NAME = "archlab_crystal"
-FAMILY = "gpt2"
+#: the class of the attention layers of each family that can be exchanged
+FAMILIES = {
+    "gpt2": "GPT2Attention",
+    "llama": "LlamaAttention",
+    "mistral": "MistralAttention",
+    "qwen2": "Qwen2Attention",
+    "qwen3": "Qwen3Attention",
+}
 
 #: what stands in for the attention of a layer, the newest last; a layer that is not in here computes its own
 _CORES: WeakKeyDictionary[nn.Module, list[nn.Module]] = WeakKeyDictionary()
@@ -22,10 +29,10 @@ _CONFIGURED: WeakKeyDictionary[nn.Module, tuple[str, int]] = WeakKeyDictionary()
 
 
 def attention_layers(model: nn.Module) -> list[nn.Module]:
-    """The self-attention layers of the GPT-2 model that ``model`` is or contains, in order; empty without one.
+    """The self-attention layers of the model of transformers that ``model`` is or contains; empty without one.
 
     Raises:
-        ValueError: it is a model of transformers, but of another family.
+        ValueError: it is of another family than :data:`FAMILIES`.
     """
     if "transformers" not in sys.modules:
         return []
@@ -34,14 +41,17 @@ def attention_layers(model: nn.Module) -> list[nn.Module]:
     inner = next((module for module in model.modules() if isinstance(module, PreTrainedModel)), None)
     if inner is None:
         return []
-    if inner.config.model_type != FAMILY:
+    if inner.config.model_type not in FAMILIES:
         raise ValueError(
             f"model = {type(inner).__name__}: is of the family {inner.config.model_type!r}; of transformers, only "
-            f"{FAMILY!r} models can be crystallised"
+            f"{', '.join(FAMILIES)} can be crystallised"
         )
-    from transformers.models.gpt2.modeling_gpt2 import GPT2Attention
-
-    return [m for m in inner.modules() if isinstance(m, GPT2Attention) and not m.is_cross_attention]
+    name = FAMILIES[inner.config.model_type]
+    return [
+        module
+        for module in inner.modules()
+        if type(module).__name__ == name and not getattr(module, "is_cross_attention", False)
+    ]
 
 
 @contextmanager
@@ -100,7 +110,10 @@ def _attention(
     scaling: float | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """The library's form of an attention function: ``(B, H, T, d)`` in, ``(B, T, H, d)`` and no weights out."""
+    """The library's form of an attention function: ``(B, H, T, d)`` in, ``(B, T, H, d)`` and no weights out.
+
+    Keys and values may be of fewer heads, each of them for several queries' in a row.
+    """
     from transformers import AttentionInterface
 
     cores = _CORES.get(module)
@@ -110,4 +123,8 @@ def _attention(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **options
         )
         return mixed
+    if (
+        n_groups := query.shape[1] // key.shape[1]
+    ) > 1:  # several query heads share a head of keys and values
+        key, value = (x.repeat_interleave(n_groups, dim=1) for x in (key, value))
     return cores[-1](query, key, value, dropout, mask=attention_mask, scale=scaling).transpose(1, 2), None

@@ -3,8 +3,8 @@
 Shape suffixes: B batch, T sequence, H heads, d head width, r rank.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Literal
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from app.models.crystal.attention import CrystalAttention, CrystalRecord
 from app.models.crystal.basis import ResidualBasis, ResidualMoments, effective_dimension
 from app.models.gpt import GPT
+from app.models.layers import modules_of
 from app.ops.crystal_attention import decompose_attention
+from app.options import Given, Needs, NonNegativeInt, PositiveInt
 from app.records import Axis, LanguageModelOutput, Measure
 
 BASIS = ".attn.core.basis"
@@ -25,21 +27,15 @@ class CrystalGPT(GPT):
     own.
 
     Args:
-        vocab_size: number of token numbers.
-        block_size: longest context.
-        n_layers: number of blocks.
-        n_heads: attention heads; divides ``d_model``.
-        d_model: width.
-        dropout: probability, as in GPT; of the attention weights behind v*, which itself is never dropped.
-        bias: whether the linear layers of the blocks have one.
-        tie_weights: whether the output projection is the token embedding.
-        crystal_layers: blocks, from 0, whose attention is crystallised; None for all.
-        mode: ``lowrank`` (v* plus the residual in r directions per head) or ``topk`` (softmax over the
-            ``top_k`` largest scores).
-        rank: r, from 1 to the head width (``lowrank``).
-        top_k: keys that count, at least 1 (``topk``).
-        learn_basis: whether the r directions train (``lowrank``); else they stay as they are.
-        basis_seed: of the random orthonormal bases to start from (``lowrank``).
+        crystal_layers: blocks, from 0, whose attention is crystallised; all of them by default.
+        mode: ``lowrank`` (the top key's value v* plus the residual in ``rank`` directions per head) or ``topk``
+            (softmax over the ``top_k`` largest scores).
+        rank: directions per head, at most the head width d_model / n_heads.
+        top_k: keys that count.
+        learn_basis: whether the directions train; else they stay as they are.
+        basis_seed: of the random orthonormal directions to start from.
+        gpt: options of :class:`app.models.gpt.GPT`; dropout of the attention weights is behind v*, which itself is
+            never dropped.
 
     Raises:
         ValueError: an argument is out of range; the message names every such argument.
@@ -47,52 +43,37 @@ class CrystalGPT(GPT):
 
     def __init__(
         self,
-        vocab_size: int,
-        block_size: int,
-        n_layers: int,
-        n_heads: int,
-        d_model: int,
-        dropout: float = 0.0,
-        bias: bool = False,
-        tie_weights: bool = True,
+        *,
         crystal_layers: Sequence[int] | None = None,
         mode: Literal["topk", "lowrank"] = "lowrank",
-        rank: int = 4,
-        top_k: int = 2,
-        learn_basis: bool = False,
-        basis_seed: int = 42,
+        rank: Annotated[PositiveInt, Needs(mode="lowrank")] = 4,
+        top_k: Annotated[PositiveInt, Needs(mode="topk")] = 2,
+        learn_basis: Annotated[bool, Needs(mode="lowrank")] = False,
+        basis_seed: Annotated[NonNegativeInt, Needs(mode="lowrank")] = 42,
+        **gpt: Any,
     ):
-        problems = []
-        layers = list(range(max(0, n_layers)) if crystal_layers is None else crystal_layers)
-        if absent := [layer for layer in layers if not 0 <= layer < n_layers]:
-            problems.append(
-                f"crystal_layers = {layers}: there is no block {absent[0]}; must lie in 0 … {n_layers - 1}"
-            )
-        if len(set(layers)) < len(layers):
-            problems.append(f"crystal_layers = {layers}: must name each block once")
-        if mode not in ("topk", "lowrank"):
-            problems.append(f"mode = {mode!r}: must be topk or lowrank")
-        if mode == "lowrank" and n_heads > 0 and not 1 <= rank <= max(1, d_model // n_heads):
-            problems.append(
-                f"rank = {rank}: must lie in 1 … {d_model // n_heads}, the head width d_model / n_heads"
-            )
-        if mode == "topk" and top_k < 1:
-            problems.append(f"top_k = {top_k}: must be at least 1")
-        if basis_seed < 0:
-            problems.append(f"basis_seed = {basis_seed}: must be at least 0")
-        try:
-            super().__init__(vocab_size, block_size, n_layers, n_heads, d_model, dropout, bias, tie_weights)
-        except ValueError as error:
-            raise ValueError("\n".join([*str(error).splitlines(), *problems])) from error
-        if problems:
-            raise ValueError("\n".join(problems))
-        self.crystal_layers = tuple(sorted(layers))
+        super().__init__(**gpt)
+        n_layers, n_heads, d_model = len(self.blocks), gpt["n_heads"], gpt["d_model"]
+        self.crystal_layers = tuple(range(n_layers) if crystal_layers is None else sorted(crystal_layers))
+        self.mode = mode
         self._keeps_basis = False
         for layer in self.crystal_layers:
             attention: nn.Module = self.blocks[layer].attn  # type: ignore[assignment]
             attention.core = CrystalAttention(
                 n_heads, d_model // n_heads, mode, rank, top_k, learn_basis, basis_seed, layer
             )
+
+    @staticmethod
+    def conflicts(given: Given) -> Iterator[tuple[str, str]]:
+        layers = given.crystal_layers or ()
+        if absent := [layer for layer in layers if not 0 <= layer < given.n_layers]:
+            yield "crystal_layers", f"there is no block {absent[0]}; must lie in 0 … {given.n_layers - 1}"
+        if len(set(layers)) < len(layers):
+            yield "crystal_layers", "must name each block once"
+        width = given.d_model // given.n_heads
+        if given.mode == "lowrank" and given.rank > max(1, width):
+            yield "rank", f"must be at most {width}, the head width d_model / n_heads"
+        yield from GPT.conflicts(given)
 
     def set_basis(self, basis: ResidualBasis) -> None:
         """Starts from calibrated modes, which weights taken from another run do not replace.
@@ -190,7 +171,7 @@ class CrystalGPT(GPT):
         }
 
     def _cores(self) -> list[CrystalAttention]:
-        return [self.blocks[layer].attn.core for layer in self.crystal_layers]  # type: ignore[union-attr, misc]
+        return modules_of(self.blocks, CrystalAttention)
 
 
 def _softmax(q: Tensor, k: Tensor) -> Tensor:

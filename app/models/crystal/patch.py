@@ -22,7 +22,9 @@ from app.ops.crystal_attention.modes import additive_mask
 #: what each exchanged layer held before, and what it was given since; the newest is the one in use
 _HELD: WeakKeyDictionary[nn.Module, list[nn.Module]] = WeakKeyDictionary()
 
-READABLE = "GPT, LocalGPT with softmax, EquilibriumLM and the GPT-2 models of transformers"
+READABLE = (
+    "GPT, LocalGPT with softmax, EquilibriumLM and transformers' models of GPT-2, Llama, Mistral and Qwen"
+)
 
 
 def attention_layers(model: nn.Module) -> list[nn.Module]:
@@ -113,7 +115,8 @@ class CrystalPatch:
     transformers starts with its own: copy before or after. Padding masks of a model of transformers are respected.
 
     Args:
-        model: a network of ours with softmax attention, or a GPT-2 model of transformers.
+        model: a network of ours with softmax attention, or a model of transformers, of a family in
+            :data:`app.models.crystal.hugging_face.FAMILIES`.
         layers: indices of attention layers, see :func:`attention_layers`.
         mode: see :func:`app.models.crystal.crystal_attention`.
         rank: r of ``lowrank`` and ``random``.

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from app.models.layers import LayerNorm
+
 
 class TransposedLinear(nn.Linear):
     """``x W`` with W ``(out, in)``, ``(…, out) → (…, in)``: what a linear layer without bias does, backwards.
@@ -37,7 +39,7 @@ class AttentionResidual(nn.Module):
         super().__init__()
         self.query = nn.Linear(d_model, d_model, bias=False)
         self.key = TransposedLinear(d_model, d_model)
-        self.norm = nn.LayerNorm(d_model)
+        self.norm = LayerNorm(d_model)
 
     def forward(self, z: Tensor, history: Tensor | Sequence[Tensor]) -> Tensor:
         """Add to what attention gave what the depth below offers.

@@ -10,8 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from app.models.activations import tap
 from app.models.attention import SoftmaxAttention
 from app.models.equilibrium.attention_residual import AttentionResidual
+from app.models.layers import LayerNorm
 
 
 class KeysValues(NamedTuple):
@@ -19,6 +21,18 @@ class KeysValues(NamedTuple):
 
     keys: Tensor
     values: Tensor
+
+
+class SecondPass(NamedTuple):
+    """Tokens that come back to a block from a later one.
+
+    Attributes:
+        position: ``(B, Q)`` or ``(1, Q)`` int64, where they stand.
+        first: the block's keys and values of the first pass; None lets a token look at itself alone.
+    """
+
+    position: Tensor
+    first: KeysValues | None
 
 
 class MultiHeadAttention(nn.Module):
@@ -36,8 +50,12 @@ class MultiHeadAttention(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, KeysValues]:
         """``(B, T, D) → (B, T, D)``, and keys and values for who comes back."""
-        q, k, v = self._heads(self.q_proj, x), self._heads(self.k_proj, x), self._heads(self.v_proj, x)
-        return self._joined(self.core(q, k, v, self._dropout())), KeysValues(k, v)
+        q, k, v = (
+            tap(self, name, self._heads(projection, x))
+            for name, projection in (("q", self.q_proj), ("k", self.k_proj), ("v", self.v_proj))
+        )
+        z = tap(self, "z", self.core(q, k, v, self._dropout()))
+        return tap(self, "out", self._joined(z)), KeysValues(k, v)
 
     def alone(self, x: Tensor) -> Tensor:
         """``(B, Q, D) → (B, Q, D)``, each token as a sequence of one: all attention goes to its own value."""
@@ -95,44 +113,36 @@ class EquilibriumBlock(nn.Module):
     def __init__(self, d_model: int, n_heads: int, d_ff: int, dropout: float, use_attention_residual: bool):
         super().__init__()
         self.d_ff = d_ff
-        self.ln1 = nn.LayerNorm(d_model)
+        self.ln1 = LayerNorm(d_model)
         self.attn = MultiHeadAttention(d_model, n_heads, dropout)
-        self.residual = AttentionResidual(d_model) if use_attention_residual else nn.LayerNorm(d_model)
-        self.ln2 = nn.LayerNorm(d_model)
+        self.residual = AttentionResidual(d_model) if use_attention_residual else LayerNorm(d_model)
+        self.ln2 = LayerNorm(d_model)
         self.ff = nn.Sequential(
             nn.Linear(d_model, d_ff), nn.GELU(), nn.Dropout(dropout), nn.Linear(d_ff, d_model), nn.Dropout(dropout)
         )  # fmt: skip
 
-    def forward(self, x: Tensor, *history: Tensor) -> tuple[Tensor, KeysValues]:
-        """The first pass.
+    def forward(
+        self, x: Tensor, *history: Tensor, second: SecondPass | None = None
+    ) -> tuple[Tensor, KeysValues | None]:
+        """Processes all tokens, or some of them once more.
 
         Args:
-            x: ``(B, T, D)``, the last of the history.
-            history: outputs of the embedding and of all earlier blocks as passed on, each ``(B, T, D)``.
+            x: ``(B, T, D)``, the last of the history; in a second pass ``(B, Q, D)``, what a later block made of the
+                tokens.
+            history: outputs of the embedding and of all earlier blocks as passed on, each ``(B, T, D)``; in a
+                second pass what this block saw in the first, at these tokens, ``(B, Q, D)``.
+            second: which tokens come back; None in the first pass.
 
         Returns:
-            ``(B, T, D)``, and the keys and values of its attention.
-        """
-        z, first = self.attn(self.ln1(x))
-        return self._after_attention(x, z, history), first
-
-    def again(
-        self, x: Tensor, history: Sequence[Tensor], position: Tensor, first: KeysValues | None
-    ) -> Tensor:
-        """Processes single tokens once more.
-
-        Args:
-            x: ``(B, Q, D)``, what a later block made of them.
-            history: what this block saw in its first pass, at these tokens, each ``(B, Q, D)``.
-            position: ``(B, Q)`` or ``(1, Q)`` int64, where they stand.
-            first: this block's keys and values of the first pass; None lets a token look at itself alone.
-
-        Returns:
-            ``(B, Q, D)``.
+            The shape of ``x``, and the keys and values of the first pass.
         """
         normed = self.ln1(x)
-        z = self.attn.alone(normed) if first is None else self.attn.again(normed, position, first)
-        return self._after_attention(x, z, history)
+        if second is None:
+            z, first = self.attn(normed)
+        else:
+            first = second.first
+            z = self.attn.alone(normed) if first is None else self.attn.again(normed, second.position, first)
+        return self._after_attention(x, z, history), first
 
     def multiply_adds_per_token(self, context: float | None) -> int:
         """Products of one token's pass.
@@ -147,6 +157,6 @@ class EquilibriumBlock(nn.Module):
 
     def _after_attention(self, x: Tensor, z: Tensor, history: Sequence[Tensor]) -> Tensor:
         over_depth = isinstance(self.residual, AttentionResidual)
-        mixed = self.residual(z, history) if over_depth else self.residual(x + z)
-        y: Tensor = mixed + self.ff(self.ln2(mixed))
+        mixed = tap(self, "mid", self.residual(z, history) if over_depth else self.residual(x + z))
+        y: Tensor = mixed + tap(self, "mlp.out", self.ff(self.ln2(mixed)))
         return y

@@ -3,6 +3,7 @@
 Shape suffixes: n branches, B batch, T sequence, D width, V vocabulary, J pairs of branches.
 """
 
+from collections.abc import Sequence
 from itertools import combinations
 from typing import NamedTuple
 
@@ -22,10 +23,18 @@ class BranchHeads(nn.Module):
         d_model: D.
         vocab_size: V.
         n_branches: n ≥ 1; a single branch has temperature 1 and no diversity loss.
+        diversity_target: divergence of a pair, in nats, from which on the loss is 0.
     """
 
-    def __init__(self, d_model: int, vocab_size: int, n_branches: int = 2):
+    def __init__(
+        self,
+        d_model: int,
+        vocab_size: int,
+        n_branches: int = 2,
+        diversity_target: float = WANTED_DIVERGENCE,
+    ):
         super().__init__()
+        self.diversity_target = diversity_target
         self.offsets = nn.Parameter(INITIAL_STD * torch.randn(n_branches, d_model))
         self.heads = nn.Parameter(INITIAL_STD * torch.randn(n_branches, vocab_size, d_model))
 
@@ -39,7 +48,7 @@ class BranchHeads(nn.Module):
             Logits ``(n, B, T, V)``, and the diversity loss ``()`` of all tokens, not yet weighted.
         """
         logits = self.logits(hidden)
-        return logits, diversity_loss(divergence(logits))
+        return logits, diversity_loss(divergence(logits), self.diversity_target)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """``(n, B, T, V)``."""
@@ -68,11 +77,11 @@ def divergence(branch_logits: Tensor) -> Tensor:
     return torch.stack(pairs)
 
 
-def diversity_loss(divergences: Tensor) -> Tensor:
+def diversity_loss(divergences: Tensor, target: float = WANTED_DIVERGENCE) -> Tensor:
     """``()``: by how much pairs fall short of the wanted divergence; 0 without pairs."""
     if divergences.numel() == 0:
         return divergences.sum()
-    return (WANTED_DIVERGENCE - divergences).relu().mean()
+    return (target - divergences).relu().mean()
 
 
 def _probabilities(logits: Tensor) -> Tensor:
@@ -106,9 +115,18 @@ class VerifierOutput(NamedTuple):
 class Verifier(nn.Module):
     """Weighs branches by how sure they are, how well they agree with the mean, and how far they set off their best.
 
-    Score 0.4·(1 − entropy / largest entropy) + 0.4·cosine to the mean distribution + 0.2·(top-1 − top-2
-    probability); weights are a softmax over four times the score. There is nothing to learn.
+    Score w₁·(1 − entropy / largest entropy) + w₂·cosine to the mean distribution + w₃·(top-1 − top-2 probability);
+    weights of the branches are a softmax over the sharpened score. There is nothing to learn.
+
+    Args:
+        weights: w₁, w₂, w₃.
+        sharpness: factor on the score inside of the softmax; 0 gives every branch the same weight.
     """
+
+    def __init__(self, weights: Sequence[float] = (0.4, 0.4, 0.2), sharpness: float = 4.0):
+        super().__init__()
+        self.weights = tuple(weights)
+        self.sharpness = sharpness
 
     def forward(self, branch_logits: Tensor) -> VerifierOutput:
         """Mix ``(n, B, T, V)``."""
@@ -118,6 +136,8 @@ class Verifier(nn.Module):
         agreement = F.cosine_similarity(p, p.mean(0, keepdim=True), dim=-1)
         top = p.topk(min(2, p.shape[-1]), dim=-1).values
         separation = top[..., 0] - top[..., 1] if top.shape[-1] > 1 else top[..., 0]
-        weights = (4 * (0.4 * certainty + 0.4 * agreement + 0.2 * separation)).softmax(0)
+        of_certainty, of_agreement, of_separation = self.weights
+        score = of_certainty * certainty + of_agreement * agreement + of_separation * separation
+        weights = (self.sharpness * score).softmax(0)
         logits = (weights.unsqueeze(-1) * branch_logits).sum(0)
         return VerifierOutput(logits, weights, weights.amax(0))

@@ -3,19 +3,26 @@
 Shape suffixes: B batch, T sequence, D width, V vocabulary, L layers, J pairs of branches.
 """
 
-import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from app.models.equilibrium.arguments import problems_of
-from app.models.equilibrium.block import EquilibriumBlock, KeysValues
-from app.models.equilibrium.branches import BranchHeads, Verifier, divergence, diversity_loss
+from app.models.activations import is_watched, tap
+from app.models.attention import key_value_bytes
+from app.models.equilibrium.block import EquilibriumBlock, KeysValues, SecondPass
+from app.models.equilibrium.branches import (
+    BranchHeads,
+    Verifier,
+    divergence,
+    diversity_loss,
+)
 from app.models.equilibrium.budget import BudgetOrder, TokenEnergyBudget
+from app.models.equilibrium.capacity import CapacityBuffer, Everywhere, RouteCapacity, replaced
+from app.models.equilibrium.config import N_ROUTES, EquilibriumConfig
 from app.models.equilibrium.plastic import PlasticAdapter
 from app.models.equilibrium.records import (
     Decision,
@@ -24,25 +31,25 @@ from app.models.equilibrium.records import (
     token_measures_of,
     tokens_per_route,
 )
-from app.models.equilibrium.rooms import Everywhere, Room, replaced
-from app.models.equilibrium.routing import BACKWARD, BRANCH, FORWARD, PLASTIC, RoutingDecision
+from app.models.equilibrium.routing import (
+    BACKWARD,
+    BRANCH,
+    FORWARD,
+    PLASTIC,
+    RoutingDecision,
+)
 from app.models.equilibrium.signal import EquilibriumSignal
 from app.models.equilibrium.statistics import StepStatistics, is_recomputing, moments
+from app.models.fixed_choice import places
 from app.models.language_model import LanguageModel, next_token_loss
+from app.models.layers import LayerNorm, modules_of
 from app.records import LanguageModelOutput, Measure, TokenMeasure
 
 INITIAL_STD = 0.02  # GPT-2's
-DIVERSITY_WEIGHT = 0.1
-ROUTE_WEIGHT = 0.01
 ROUTING_RATE = 0.1
-N_ROUTES = 4
-# Quantiles of a standard normal deviation at the target fractions, and a range that holds nearly all of it.
-STANDARDIZED_THRESHOLDS = (0.126, 0.842, 1.645)
-STANDARDIZED_RANGE = (-8.0, 8.0)
-RAW_RANGE = (0.0, 4.0)
 
 
-class EquilibriumLM(LanguageModel):
+class EquilibriumLM(LanguageModel, options_of=EquilibriumConfig):
     """Transformer whose tokens are routed after each block by their deviation from running statistics.
 
     A token goes forward, gets its logits from several heads (branch, last layer only), is processed again by the
@@ -50,119 +57,85 @@ class EquilibriumLM(LanguageModel):
     away from them changes what is computed.
 
     Args:
-        vocab_size: V.
-        block_size: longest context.
-        d_model: D.
-        n_heads: attention heads; divides D.
-        n_layers: L.
-        d_ff: inner width of the feed-forward networks.
-        dropout: probability, on the embedding, on attention weights and in the feed-forward networks.
-        use_attention_residual: whether residuals attend over all earlier outputs.
-        use_plastic: whether plastic tokens pass the adapter; otherwise they go forward.
-        plastic_hidden: width inside the adapter.
-        use_branches: whether branch tokens of the last layer get their logits from the branch heads.
-        n_branches: number of those heads.
-        use_verifier: whether a verifier weighs the heads; otherwise their mean is taken.
-        warmup_steps: batches (optimizer steps with ``lagged``) that move the statistics before routing begins;
-            with ``current`` the last of them is routed already.
-        max_budget_per_token: most units that a token may cost.
-        total_budget_ratio: units per token that a row may cost on average.
-        statistics: ``current`` or ``lagged``, see :class:`EquilibriumSignal` and :class:`RoutingDecision`.
-            ``current`` lets a token see later ones of its batch in training.
-        standardize: route on the deviation in units of its own mean and spread.
-        soft: ``centres`` or ``ordinal``, see :class:`RoutingDecision`.
-        shared_router: one router for all layers; otherwise one for each.
-        enforce_budget: let a row take no more than its units; tokens that do not fit go forward.
-        budget_order: who is served first: ``deviation``, which compares a token with later ones, or ``causal``.
-        reprocess_context: let a backward token attend to the positions before it, not to itself alone.
-        quantile: ``sort`` or ``histogram``, see :class:`RoutingDecision`.
-        capacity_factor: room per row and route, as a multiple of the route's target share of the row; tokens
-            beyond go forward and are counted. None has room for all.
-        activation_checkpointing: compute the blocks again in the backward pass in place of keeping their inner
-            values; statistics move once all the same.
+        fields: options of :class:`EquilibriumConfig`.
 
     Raises:
-        ValueError: an argument is out of range; the message names every such argument.
+        ValueError: an option is out of range; the message names every such option.
     """
 
-    def __init__(
-        self,
-        vocab_size: int,
-        block_size: int = 512,
-        d_model: int = 256,
-        n_heads: int = 4,
-        n_layers: int = 6,
-        d_ff: int = 512,
-        dropout: float = 0.1,
-        use_attention_residual: bool = True,
-        use_plastic: bool = True,
-        plastic_hidden: int = 64,
-        use_branches: bool = True,
-        n_branches: int = 2,
-        use_verifier: bool = True,
-        warmup_steps: int = 50,
-        max_budget_per_token: int = 4,
-        total_budget_ratio: float = 2.0,
-        statistics: Literal["current", "lagged"] = "current",
-        standardize: bool = False,
-        soft: Literal["centres", "ordinal"] = "centres",
-        shared_router: bool = True,
-        enforce_budget: bool = False,
-        budget_order: Literal["deviation", "causal"] = "deviation",
-        reprocess_context: bool = False,
-        quantile: Literal["sort", "histogram"] = "sort",
-        capacity_factor: float | None = None,
-        activation_checkpointing: bool = False,
-    ):
+    can_capture_after_step = True
+
+    def __init__(self, /, **fields: Any):
         super().__init__()
-        problems = problems_of({name: value for name, value in locals().items() if name != "self"})
-        if problems:
-            raise ValueError("\n".join(problems))
-        self.max_context = block_size
-        self.dropout = dropout
-        self.enforce_budget = enforce_budget
-        self.budget_order: BudgetOrder = budget_order
-        self.reprocess_context = reprocess_context
-        self.capacity_factor = capacity_factor
-        self.activation_checkpointing = activation_checkpointing
-        self.tok_emb = nn.Embedding(vocab_size, d_model)
-        self.pos_emb = nn.Embedding(block_size, d_model)
+        config = EquilibriumConfig(**fields)
+        self.max_context = config.block_size
+        self.route_choice = config.route_choice
+        self.dropout = config.dropout
+        self.enforce_budget = config.enforce_budget
+        self.budget_order: BudgetOrder = config.budget_order
+        self.reprocess_context = config.reprocess_context
+        self.activation_checkpointing = config.activation_checkpointing
+        self.diversity_target = config.diversity_target
+        self.diversity_weight = config.diversity_weight
+        self.fraction_weight = config.fraction_weight
+        D, L = config.d_model, config.n_layers
+        self.tok_emb = nn.Embedding(config.vocab_size, D)
+        self.pos_emb = nn.Embedding(config.block_size, D)
         self.blocks = nn.ModuleList(
-            EquilibriumBlock(d_model, n_heads, d_ff, dropout, use_attention_residual) for _ in range(n_layers)
+            EquilibriumBlock(D, config.n_heads, config.d_ff, config.dropout, config.use_attention_residual)
+            for _ in range(L)
         )
         self.signals = nn.ModuleList(
             EquilibriumSignal(
-                d_model, warmup_steps=warmup_steps, statistics=statistics, standardize=standardize
+                D, config.signal_momentum, config.warmup_steps, config.statistics, config.standardize
             )
-            for _ in range(n_layers)
+            for _ in range(L)
         )
-        value_range = STANDARDIZED_RANGE if standardize else RAW_RANGE
-        routing: dict[str, Any] = {
-            "statistics": statistics,
-            "soft": soft,
-            "quantile": quantile,
-            "value_range": value_range,
-        }
-        if standardize:
-            routing["init_thresholds"] = STANDARDIZED_THRESHOLDS
-        n_routers = 1 if shared_router else n_layers
-        self.routers = nn.ModuleList(RoutingDecision(**routing) for _ in range(n_routers))
+        n_routers = 1 if config.shared_router else L
+        self.routers = nn.ModuleList(
+            RoutingDecision(
+                config.first_thresholds, config.target_fractions, config.threshold_momentum, config.temperature,
+                config.offset_scale, config.statistics, config.soft, config.quantile, config.value_range,
+            )
+            for _ in range(n_routers)
+        )  # fmt: skip
+        by_histogram = config.quantile == "histogram"
         self.step_statistics = (
-            StepStatistics(n_layers, d_model, n_routers, N_ROUTES - 1, quantile == "histogram", value_range)
-            if statistics == "lagged"
+            StepStatistics(L, D, n_routers, N_ROUTES - 1, by_histogram, config.value_range)
+            if config.statistics == "lagged"
             else None
         )
-        self.budget = TokenEnergyBudget(max_budget_per_token, total_budget_ratio)
-        self.plastic = PlasticAdapter(d_model, plastic_hidden) if use_plastic else None
-        self.branches = BranchHeads(d_model, vocab_size, n_branches) if use_branches else None
-        self.verifier = Verifier() if use_branches and use_verifier else None
-        self.norm_f = nn.LayerNorm(d_model)
-        self.head = nn.Linear(d_model, vocab_size, bias=False)
+        self.budget = TokenEnergyBudget(config.max_budget_per_token, config.total_budget_ratio)
+        budget = self.budget if config.enforce_budget else None
+        fractions = self.routing_decisions[0].fractions
+        self.route_capacity = RouteCapacity(fractions, config.capacity_factor, budget)
+        self.plastic = (
+            PlasticAdapter(
+                D, config.plastic_hidden, config.plastic_rate, config.plastic_mask, config.plastic_noise,
+                config.plastic_penalty, config.plastic_decay,
+            )
+            if config.use_plastic
+            else None
+        )  # fmt: skip
+        self.branches = (
+            BranchHeads(D, config.vocab_size, config.n_branches, config.diversity_target)
+            if config.use_branches
+            else None
+        )
+        is_verified = config.use_branches and config.use_verifier
+        self.verifier = Verifier(config.verifier_weights, config.verifier_sharpness) if is_verified else None
+        self.norm_f = LayerNorm(D)
+        self.head = nn.Linear(D, config.vocab_size, bias=False)
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
                 nn.init.normal_(module.weight, std=INITIAL_STD)
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
+
+    def state_size(self, n_tokens: int) -> int:
+        """See :meth:`LanguageModel.state_size`: keys and values of every block, all that later tokens read of earlier
+        ones. This network does not step yet: it forms them again."""
+        return key_value_bytes(len(self.blocks), self.tok_emb, n_tokens, self.pos_emb.num_embeddings)
 
     # -- forward ----------------------------------------------------------------------------------------
 
@@ -177,15 +150,21 @@ class EquilibriumLM(LanguageModel):
                 f"a context of {idx.shape[1]} tokens: this network reads at most block_size = {self.max_context}"
             )
         position = torch.arange(idx.shape[1], device=idx.device)
-        x = F.dropout(self.tok_emb(idx) + self.pos_emb(position), self.dropout, self.training)  # (B, T, D)
-        history = [x]
+        x = tap(self, "embed", self.tok_emb(idx)) + tap(
+            self, "pos_embed", self.pos_emb(position)
+        )  # (B, T, D)
+        x = F.dropout(x, self.dropout, self.training)
+        history: list[Tensor] = []
         firsts: list[KeysValues] = []
         decisions: list[Decision] = []
-        for layer, block in enumerate(self.equilibrium_blocks):
-            out, first = self._call(block, x, *history)
-            decided = self._decide(layer, out)
-            x = self._routed(layer, out, decided.route, history, firsts)
+        for layer, block in enumerate(self.blocks):
+            x = tap(self, f"blocks.{layer}.in", x)
             history.append(x)
+            out, first = self._call(block, x, *history)
+            out = tap(self, f"blocks.{layer}.processed", out)
+            decided = self._decide(layer, out, idx)
+            x = self._routed(layer, out, decided.route, history, firsts)
+            x = tap(self, f"blocks.{layer}.out", x)
             firsts.append(first)
             decisions.append(decided)
         if self.step_statistics is not None and self.training and not is_recomputing():
@@ -195,7 +174,7 @@ class EquilibriumLM(LanguageModel):
                 [decided.score.detach() for decided in decisions],
                 self._router(0).target_cdf,
             )
-        logits, divergences = self._logits(self.norm_f(x), decisions[-1].route)
+        logits, divergences = self._logits(tap(self, "final", self.norm_f(x)), decisions[-1].route)
         records = [
             record_of(
                 decided,
@@ -209,20 +188,25 @@ class EquilibriumLM(LanguageModel):
         )
         return output._replace(aux_loss=self.auxiliary_losses(self.auxiliary_means(output)))
 
-    def _call(self, function: Any, *inputs: Any) -> Any:
-        if self.activation_checkpointing and self.training and torch.is_grad_enabled():
-            return checkpoint(function, *inputs, use_reentrant=False)
-        return function(*inputs)
+    def _call(self, block: nn.Module, *inputs: Tensor, second: SecondPass | None = None) -> Any:
+        # What an intervention has replaced would not come again when the block is computed a second time.
+        if self.activation_checkpointing and self.training and torch.is_grad_enabled() and not is_watched():
+            return checkpoint(block, *inputs, use_reentrant=False, second=second)
+        return block(*inputs, second=second)
 
-    def _decide(self, layer: int, out: Tensor) -> Decision:
+    def _decide(self, layer: int, out: Tensor, idx: Tensor) -> Decision:
         signal = self.equilibrium_signals[layer]
         # No loss reads the routing of an earlier layer, so that nothing is lost where its graph ends.
         source = out if layer == len(self.blocks) - 1 else out.detach()
         deviation, warming_up = signal(source)
+        deviation = tap(self, f"blocks.{layer}.router.deviation", deviation)
         if self.step_statistics is not None and self.training and not is_recomputing():
             self.step_statistics.add_outputs(layer, out.detach(), signal.running_mean)
         score = signal.standardized(deviation)
         route, probabilities, thresholds = self._router(layer)(score)
+        probabilities = tap(self, f"blocks.{layer}.router.probabilities", probabilities)
+        if self.route_choice != "deviation":
+            route = self._fixed_route(layer, idx)
         route = torch.where(warming_up, FORWARD, route)
         if self.enforce_budget:
             affordable = self.budget.affordable(route)
@@ -230,7 +214,8 @@ class EquilibriumLM(LanguageModel):
             capped = (route != affordable).any(-1)
         else:
             capped = self.budget.rows_at_cap(probabilities)
-        asked, route = route, self._within_capacity(layer, route)
+        route = tap(self, f"blocks.{layer}.router.choice", route, N_ROUTES)
+        asked, route = route, self.route_capacity.within_capacity(route, self._routes_at_work(layer))
         return Decision(
             route=route,
             warming_up=warming_up,
@@ -243,6 +228,23 @@ class EquilibriumLM(LanguageModel):
             overflow=tokens_per_route(asked) - tokens_per_route(route),
         )
 
+    def _fixed_route(self, layer: int, idx: Tensor) -> Tensor:
+        """The route ``(B, T)`` of each token where its deviation does not choose it."""
+        if self.route_choice == "forward":
+            return torch.full_like(idx, FORWARD)
+        place = places(self.route_choice, idx, 0, layer, self.tok_emb.num_embeddings)
+        return torch.bucketize(place, self._router(layer).target_cdf, right=True)
+
+    def _routes_at_work(self, layer: int) -> list[int]:
+        """The routes that do something in this layer."""
+        is_last = layer == len(self.blocks) - 1
+        does = {
+            BRANCH: is_last and self.branches is not None,
+            BACKWARD: layer > 0,
+            PLASTIC: self.plastic is not None,
+        }
+        return [route for route, does_work in does.items() if does_work]
+
     def _routed(
         self, layer: int, out: Tensor, route: Tensor, history: Sequence[Tensor], firsts: Sequence[KeysValues]
     ) -> Tensor:
@@ -250,67 +252,43 @@ class EquilibriumLM(LanguageModel):
         T = route.shape[1]
         x = out
         if layer > 0:
-            earlier = self.equilibrium_blocks[layer - 1]
+            earlier = self.blocks[layer - 1]
             first = firsts[layer - 1] if self.reprocess_context else None
 
-            def again(room: Room | Everywhere) -> Tensor:
+            def again(room: CapacityBuffer | Everywhere) -> Tensor:
                 seen = [room.gather(h) for h in history[:layer]]
-                y: Tensor = self._call(earlier.again, room.gather(out), seen, room.position, first)
-                return y
+                second = SecondPass(room.position, first)
+                y: Tensor = self._call(earlier, room.gather(out), *seen, second=second)[0]
+                return tap(self, f"blocks.{layer}.paths.backward", y)
 
-            x = replaced(x, route == BACKWARD, self._room(BACKWARD, T), again)
+            x = replaced(x, route == BACKWARD, self.route_capacity.size(BACKWARD, T), again)
         if self.plastic is not None:
             adapter = self.plastic
-            x = replaced(x, route == PLASTIC, self._room(PLASTIC, T), lambda room: adapter(room.gather(out)))
+            x = replaced(
+                x,
+                route == PLASTIC,
+                self.route_capacity.size(PLASTIC, T),
+                lambda buffer: tap(self, f"blocks.{layer}.paths.plastic", adapter(buffer.gather(out))),
+            )
         return x
 
     def _logits(self, hidden: Tensor, route: Tensor) -> tuple[Tensor, Tensor]:
         """Logits ``(B, T, V)``, and the divergence ``(J)`` of the pairs of branches."""
         logits = self.head(hidden)
         if self.branches is None:
-            return logits, logits.new_zeros(0)
-        branch_logits = self.branches.logits(hidden)  # (n, B, T, V): diversity is the mean over all tokens
+            return tap(self, "logits", logits), logits.new_zeros(0)
+        branch_logits = tap(
+            self, "branches.logits", self.branches.logits(hidden)
+        )  # (n, B, T, V): diversity is the mean over all tokens
 
-        def mixed(room: Room | Everywhere) -> Tensor:
+        def mixed(room: CapacityBuffer | Everywhere) -> Tensor:
             own = torch.stack([room.gather(each) for each in branch_logits])
             mixture: Tensor = own.mean(0) if self.verifier is None else self.verifier(own).logits
             return mixture
 
-        size = self._room(BRANCH, route.shape[1])
-        return replaced(logits, route == BRANCH, size, mixed), divergence(branch_logits)
-
-    # -- room -------------------------------------------------------------------------------------------
-
-    def _room(self, route: int, n_tokens: int) -> int | None:
-        """Most tokens of a row that can take a route; None where that is all of them."""
-        sizes = []
-        if self.enforce_budget:
-            sizes.append((self.budget.total(n_tokens) - n_tokens) // route)
-        capacity = self._capacity(route, n_tokens)
-        if capacity is not None:
-            sizes.append(capacity)
-        return min(sizes) if sizes and min(sizes) < n_tokens else None
-
-    def _capacity(self, route: int, n_tokens: int) -> int | None:
-        if self.capacity_factor is None:
-            return None
-        target = self._router(0).fractions[route]
-        return min(n_tokens, math.ceil(self.capacity_factor * target * n_tokens))
-
-    def _within_capacity(self, layer: int, route: Tensor) -> Tensor:
-        """Routes in which whoever comes too late in its row for the room of its route goes forward."""
-        is_last = layer == len(self.blocks) - 1
-        works = {
-            BRANCH: is_last and self.branches is not None,
-            BACKWARD: layer > 0,
-            PLASTIC: self.plastic is not None,
-        }
-        for number, does_work in works.items():
-            capacity = self._capacity(number, route.shape[1])
-            if does_work and capacity is not None:
-                taken = route == number
-                route = torch.where(taken & (taken.cumsum(-1) > capacity), FORWARD, route)
-        return route
+        size = self.route_capacity.size(BRANCH, route.shape[1])
+        logits = tap(self, "logits", replaced(logits, route == BRANCH, size, mixed))
+        return logits, divergence(branch_logits)
 
     # -- losses and what moves --------------------------------------------------------------------------
 
@@ -329,11 +307,12 @@ class EquilibriumLM(LanguageModel):
         return torch.cat([warm[None], *probabilities, last.divergence.to(warm.dtype)])
 
     def auxiliary_losses(self, means: Tensor) -> Tensor:
-        """0.1 × diversity loss + 0.01 × mean squared distance to the target fractions, once routing has begun."""
+        """The weighted diversity loss and mean squared distance to the target fractions, once routing has begun."""
         last_probabilities = means[1 + N_ROUTES * (len(self.blocks) - 1) :][:N_ROUTES]
         divergences = means[1 + N_ROUTES * len(self.blocks) :]
         distance = (last_probabilities - self._router(0).target_fractions).square().mean()
-        weighted = DIVERSITY_WEIGHT * diversity_loss(divergences) + ROUTE_WEIGHT * distance
+        diversity = diversity_loss(divergences, self.diversity_target)
+        weighted = self.diversity_weight * diversity + self.fraction_weight * distance
         return means[0].detach() * weighted
 
     def step_sums(self) -> list[Tensor]:
@@ -361,6 +340,20 @@ class EquilibriumLM(LanguageModel):
         statistics = [state for signal in self.equilibrium_signals for state in signal.running_state()]
         return statistics + [state for router in self.routing_decisions for state in router.running_state()]
 
+    def starting_weights(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Target fractions are this network's own, and so are thresholds where the other's are on another scale."""
+        taken = dict(weights)
+        was_standardized = any(name.endswith(".deviation_mean") for name in weights)
+        is_standardized = self.equilibrium_signals[0].standardize
+        for index, router in enumerate(self.routing_decisions):
+            prefix = f"routers.{index}."
+            if prefix + "target_cdf" in taken:
+                taken[prefix + "target_cdf"] = router.target_cdf
+            if was_standardized != is_standardized:
+                for name in ("running_thresholds", "num_batches_tracked"):
+                    taken.pop(prefix + name, None)
+        return taken
+
     def parameter_groups(self) -> list[dict[str, Any]]:
         """As ever, but with the parameters of signals and routers at a tenth of the rate."""
         slow = [p for owner in (*self.signals, *self.routers) for p in owner.parameters() if p.requires_grad]
@@ -377,19 +370,13 @@ class EquilibriumLM(LanguageModel):
     # -- what it is -------------------------------------------------------------------------------------
 
     @property
-    def equilibrium_blocks(self) -> list[EquilibriumBlock]:
-        """One per layer."""
-        return [block for block in self.blocks if isinstance(block, EquilibriumBlock)]
-
-    @property
     def equilibrium_signals(self) -> list[EquilibriumSignal]:
-        """One per layer."""
-        return [signal for signal in self.signals if isinstance(signal, EquilibriumSignal)]
+        return modules_of(self.signals, EquilibriumSignal)
 
     @property
     def routing_decisions(self) -> list[RoutingDecision]:
         """One for all layers, or one per layer."""
-        return [router for router in self.routers if isinstance(router, RoutingDecision)]
+        return modules_of(self.routers, RoutingDecision)
 
     def _router(self, layer: int) -> RoutingDecision:
         return self.routing_decisions[layer if len(self.routers) > 1 else 0]
@@ -408,7 +395,7 @@ class EquilibriumLM(LanguageModel):
         """
         V, D = self.tok_emb.weight.shape
         total = 0.0
-        for layer, block in enumerate(self.equilibrium_blocks):
+        for layer, block in enumerate(modules_of(self.blocks, EquilibriumBlock)):
             context = (block_size + 1) / 2
             total += block.multiply_adds_per_token(context)
             if layer < len(self.blocks) - 1:  # the layer after it sends tokens back

@@ -9,12 +9,6 @@ from torch import Tensor, nn
 
 from app.models.ranks import world_size
 
-LEARNING_RATE = 1e-4
-PENALTY = 0.01
-ZEROED = 0.15
-NOISE = 0.05
-KEPT = 0.99
-
 
 class PlasticAdapter(nn.Module):
     """``x + up(GELU(down x))``.
@@ -24,10 +18,29 @@ class PlasticAdapter(nn.Module):
     Args:
         d_model: D.
         hidden: width inside.
+        rate: of a step of :meth:`adapt`.
+        mask: share of tokens that it zeroes.
+        noise: standard deviation of what it adds to every token.
+        penalty: weight of the squared distance to the trained weights.
+        kept: share of that distance that :meth:`decay` leaves.
     """
 
-    def __init__(self, d_model: int, hidden: int = 64):
+    def __init__(
+        self,
+        d_model: int,
+        hidden: int = 64,
+        rate: float = 1e-4,
+        mask: float = 0.15,
+        noise: float = 0.05,
+        penalty: float = 0.01,
+        kept: float = 0.99,
+    ):
         super().__init__()
+        self.rate = rate
+        self.mask = mask
+        self.noise = noise
+        self.penalty = penalty
+        self.kept = kept
         self.down = nn.Linear(d_model, hidden)
         self.up = nn.Linear(hidden, d_model)
         self._trained: list[Tensor] = []  # p0, where it has been taken
@@ -64,9 +77,9 @@ class PlasticAdapter(nn.Module):
             h = h.detach().clone().to(parameters[0].dtype)
             drawn = torch.rand(h.shape[:-1], generator=generator, device=h.device)
             noise = torch.randn(h.shape, generator=generator, device=h.device, dtype=h.dtype)
-            corrupted = torch.where(drawn.unsqueeze(-1) < ZEROED, 0.0, h) + NOISE * noise
+            corrupted = torch.where(drawn.unsqueeze(-1) < self.mask, 0.0, h) + self.noise * noise
             objective = (
-                PENALTY
+                self.penalty
                 * torch.stack(
                     [(p - p0).square().mean() for p, p0 in zip(parameters, self._trained, strict=True)]
                 ).sum()
@@ -81,14 +94,14 @@ class PlasticAdapter(nn.Module):
             with torch.no_grad():
                 sizes = [p.numel() for p in parameters]
                 for p, gradient in zip(parameters, flat.split(sizes), strict=True):
-                    p.sub_(gradient.view_as(p), alpha=LEARNING_RATE)
+                    p.sub_(gradient.view_as(p), alpha=self.rate)
             return objective.detach()
 
     def decay(self) -> None:
-        """Draws the weights one hundredth of the way back to the trained ones."""
+        """Draws the weights back to the trained ones by the share that is not kept, one hundredth by default."""
         with torch.inference_mode(False), torch.no_grad():
             for p, p0 in self._with_trained():
-                p.lerp_(p0, 1 - KEPT)
+                p.lerp_(p0, 1 - self.kept)
 
     def reset(self) -> None:
         """Puts the trained weights back; the next :meth:`adapt` takes its copy of them anew."""

@@ -170,5 +170,4 @@ class RoutingDecision(nn.Module):
         return self._threshold(2)
 
     def running_state(self) -> list[Tensor]:
-        """Every buffer that moves."""
         return [self.running_thresholds, self.num_batches_tracked]

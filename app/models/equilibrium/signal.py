@@ -65,10 +65,9 @@ class EquilibriumSignal(nn.Module):
         self.register_buffer("running_mean", torch.zeros(d_model))
         self.register_buffer("running_var", torch.ones(d_model))
         self.register_buffer("num_batches_tracked", torch.zeros((), dtype=torch.int64))
-        if standardize:
-            # Mean and variance of the deviation of a standard normal x, to first order in 1/D.
-            self.register_buffer("deviation_mean", torch.ones(()))
-            self.register_buffer("deviation_var", torch.full((), 1 / (2 * d_model)))
+        # Mean and variance of the deviation of a standard normal x, to first order in 1/D.
+        self.register_buffer("deviation_mean", torch.ones(()) if standardize else None)
+        self.register_buffer("deviation_var", torch.full((), 1 / (2 * d_model)) if standardize else None)
 
     def forward(self, x: Tensor) -> EquilibriumOutput:
         """Score ``(B, T, D)``; the gradient goes through x alone."""
@@ -88,7 +87,12 @@ class EquilibriumSignal(nn.Module):
                 mean, variance = global_moments(deviation.detach().flatten(), self.deviation_mean)
                 self.deviation_mean.lerp_(mean.to(self.deviation_mean.dtype), self.momentum)
                 self.deviation_var.lerp_(variance.to(self.deviation_var.dtype), self.momentum)
-        return EquilibriumOutput(deviation, self.num_batches_tracked < self.warmup_steps)
+        return EquilibriumOutput(deviation, self.is_warming_up)
+
+    @property
+    def is_warming_up(self) -> Tensor:
+        """``()`` bool on the signal's device, as it stands: what the last forward in training returned."""
+        return self.num_batches_tracked < self.warmup_steps
 
     def _moves_in_forward(self, x: Tensor) -> bool:
         if not self.training or self.statistics == "lagged" or is_recomputing():
@@ -124,6 +128,5 @@ class EquilibriumSignal(nn.Module):
             self.deviation_var.lerp_(deviations[1], weight)
 
     def running_state(self) -> list[Tensor]:
-        """Every buffer that moves."""
         moving = [self.running_mean, self.running_var, self.num_batches_tracked]
         return [*moving, self.deviation_mean, self.deviation_var] if self.standardize else moving

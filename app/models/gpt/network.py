@@ -3,15 +3,28 @@
 Shape suffixes: B batch, T sequence, D width, H heads, d head width, V vocabulary.
 """
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from app.models.attention import SoftmaxAttention
-from app.models.gpt.recurrent import GPTCache
+from app.models.activations import tap
+from app.models.attention import KeyValueCache, SoftmaxAttention, key_value_bytes
 from app.models.language_model import LanguageModel, next_token_loss
-from app.models.layers import initial_std, transformer_flops
+from app.models.layers import LayerNorm, initial_std, transformer_flops
+from app.options import Given, PositiveInt, Probability
 from app.records import LanguageModelOutput
+
+
+class GPTCache(KeyValueCache):
+    """What the attention of one block remembers: keys, values, and the three projections as one.
+
+    Attributes:
+        projection: weight ``(3 D, D)`` and bias ``(3 D)`` of queries, keys and values, formed at the first reading.
+    """
+
+    projection: tuple[Tensor, Tensor | None] | None = None
 
 
 class CausalSelfAttention(nn.Module):
@@ -34,9 +47,25 @@ class CausalSelfAttention(nn.Module):
             proj(x).unflatten(-1, (self.n_heads, -1)).transpose(1, 2)  # (B, H, T, d)
             for proj in (self.q_proj, self.k_proj, self.v_proj)
         )
-        y = self.core(q, k, v, self.dropout if self.training else 0.0)
-        y = self.o_proj(y.transpose(1, 2).flatten(2))  # (B, T, D)
+        q, k, v = tap(self, "q", q), tap(self, "k", k), tap(self, "v", v)
+        z = tap(self, "z", self.core(q, k, v, self.dropout if self.training else 0.0))
+        y = tap(self, "out", self.o_proj(z.transpose(1, 2).flatten(2)))  # (B, T, D)
         return F.dropout(y, self.dropout, self.training)
+
+    def read(self, rows: Tensor, cache: GPTCache, n_rows: int) -> Tensor:
+        """Mix the next positions ``(B·T, D)`` of B rows with those in the cache, in evaluation."""
+        if cache.projection is None:
+            layers = (self.q_proj, self.k_proj, self.v_proj)
+            bias = torch.cat([layer.bias for layer in layers]) if self.has_bias else None
+            cache.projection = torch.cat([layer.weight for layer in layers]), bias
+        # One product in place of three: a single token costs calls rather than arithmetic.
+        qkv = F.linear(rows, *cache.projection).view(
+            n_rows, -1, 3, self.n_heads, rows.shape[1] // self.n_heads
+        )
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind()  # (B, H, T, d)
+        y = self.core(q, *cache.append(k, v))
+        mixed: Tensor = self.o_proj(y.transpose(1, 2).reshape(rows.shape))
+        return mixed
 
 
 class MLP(nn.Module):
@@ -50,7 +79,9 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, T, D) → (B, T, D)``; the residual dropout is applied here."""
-        return F.dropout(self.proj(F.gelu(self.fc(x))), self.dropout, self.training)
+        hidden = tap(self, "post", F.gelu(tap(self, "pre", self.fc(x))))
+        y = tap(self, "out", self.proj(hidden))
+        return F.dropout(y, self.dropout) if self.training else y
 
 
 class GPTBlock(nn.Module):
@@ -58,15 +89,20 @@ class GPTBlock(nn.Module):
 
     def __init__(self, d_model: int, n_heads: int, dropout: float, bias: bool):
         super().__init__()
-        self.ln1 = nn.LayerNorm(d_model)
+        self.ln1 = LayerNorm(d_model)
         self.attn = CausalSelfAttention(d_model, n_heads, dropout, bias)
-        self.ln2 = nn.LayerNorm(d_model)
+        self.ln2 = LayerNorm(d_model)
         self.mlp = MLP(d_model, dropout, bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """``(B, T, D) → (B, T, D)``."""
-        x = x + self.attn(self.ln1(x))
-        return x + self.mlp(self.ln2(x))
+    def forward(self, x: Tensor, cache: GPTCache | None = None) -> Tensor:
+        """``(B, T, D) → (B, T, D)``, positions in the cache before those of ``x``."""
+        if cache is None:
+            x = tap(self, "in", x)
+            x = tap(self, "mid", x + self.attn(self.ln1(x)))
+            return tap(self, "out", x + self.mlp(self.ln2(x)))
+        rows = x.flatten(0, 1)
+        rows = rows + self.attn.read(self.ln1(rows), cache, x.shape[0])
+        return (rows + self.mlp(self.ln2(rows))).view_as(x)
 
 
 class GPT(LanguageModel):
@@ -76,14 +112,14 @@ class GPT(LanguageModel):
     N(0, 0.02² / (2·n_layers)), so that the stream's variance does not grow with depth.
 
     Args:
-        vocab_size: number of token numbers.
-        block_size: longest context.
-        n_layers: number of blocks.
-        n_heads: attention heads; divides ``d_model``.
-        d_model: width.
-        dropout: probability, on the embedding, the attention weights and each branch.
-        bias: whether the linear layers of the blocks have one (LayerNorms always have).
-        tie_weights: whether the output projection is the token embedding.
+        vocab_size: number of tokens that there are; taken from the data.
+        block_size: longest context, in tokens; taken from the data.
+        n_layers: transformer blocks.
+        n_heads: attention heads per block; divides ``d_model``.
+        d_model: width of the residual stream.
+        dropout: on the embedding, the attention weights and each branch.
+        bias: biases in the linear layers of the blocks (LayerNorms always have one).
+        tie_weights: one matrix for the token embedding and the output projection.
 
     Raises:
         ValueError: an argument is out of range; the message names every such argument.
@@ -93,40 +129,31 @@ class GPT(LanguageModel):
 
     def __init__(
         self,
-        vocab_size: int,
-        block_size: int,
-        n_layers: int,
-        n_heads: int,
-        d_model: int,
-        dropout: float = 0.0,
+        vocab_size: PositiveInt,
+        block_size: PositiveInt,
+        n_layers: PositiveInt = 6,
+        n_heads: PositiveInt = 6,
+        d_model: PositiveInt = 384,
+        dropout: Probability = 0.0,
         bias: bool = False,
         tie_weights: bool = True,
     ):
         super().__init__()
-        counts = {
-            "vocab_size": vocab_size,
-            "block_size": block_size,
-            "n_layers": n_layers,
-            "n_heads": n_heads,
-            "d_model": d_model,
-        }
-        problems = [f"{name} = {count}: must be at least 1" for name, count in counts.items() if count < 1]
-        if not problems and d_model % n_heads:
-            problems.append(f"n_heads = {n_heads}: must divide d_model = {d_model}")
-        if not 0 <= dropout < 1:
-            problems.append(f"dropout = {dropout}: must lie in [0, 1)")
-        if problems:
-            raise ValueError("\n".join(problems))
         self.max_context = block_size
         self.dropout = dropout
         self.tok_emb = nn.Embedding(vocab_size, d_model)
         self.pos_emb = nn.Embedding(block_size, d_model)
         self.blocks = nn.ModuleList(GPTBlock(d_model, n_heads, dropout, bias) for _ in range(n_layers))
-        self.ln_f = nn.LayerNorm(d_model)
+        self.ln_f = LayerNorm(d_model)
         self.head = nn.Linear(d_model, vocab_size, bias=False)
         if tie_weights:
             self.head.weight = self.tok_emb.weight
         self._initialise(n_layers)
+
+    @staticmethod
+    def conflicts(given: Given) -> Iterator[tuple[str, str]]:
+        if given.d_model % given.n_heads:
+            yield "n_heads", f"must divide d_model = {given.d_model}"
 
     def _initialise(self, n_layers: int) -> None:
         for name, parameter in self.named_parameters():
@@ -149,7 +176,7 @@ class GPT(LanguageModel):
         x = F.dropout(self.embed(idx), self.dropout, self.training)  # (B, T, D)
         for block in self.blocks:
             x = block(x)
-        logits = self.head(self.ln_f(x))  # (B, T, V)
+        logits = tap(self, "logits", self.head(tap(self, "final", self.ln_f(x))))  # (B, T, V)
         return LanguageModelOutput(
             logits=logits,
             loss=next_token_loss(logits, targets),
@@ -157,19 +184,26 @@ class GPT(LanguageModel):
             routing=[],
         )
 
-    def prefill(self, idx: Tensor) -> tuple[Tensor, GPTCache]:
-        """See :meth:`LanguageModel.prefill`; the cache holds ``block_size`` positions."""
-        cache = GPTCache(self)
-        return cache.read(idx), cache
+    def prefill(self, idx: Tensor) -> tuple[Tensor, list[GPTCache]]:
+        """See :meth:`LanguageModel.prefill`; a cache of ``block_size`` positions per block."""
+        caches = [GPTCache(self.pos_emb.num_embeddings) for _ in self.blocks]
+        return self._read(idx, caches), caches
 
-    def step(self, token: Tensor, cache: GPTCache) -> Tensor:
+    def step(self, token: Tensor, cache: list[GPTCache]) -> Tensor:
         """See :meth:`LanguageModel.step`; at most ``block_size`` positions in all."""
-        return cache.read(token.unsqueeze(1))
+        return self._read(token.unsqueeze(1), cache)
 
-    @property
-    def gpt_blocks(self) -> list[GPTBlock]:
-        """The blocks, first to last."""
-        return [block for block in self.blocks if isinstance(block, GPTBlock)]
+    def state_size(self, n_tokens: int) -> int:
+        """See :meth:`LanguageModel.state_size`: keys and values of every block."""
+        return key_value_bytes(len(self.blocks), self.tok_emb, n_tokens, self.pos_emb.num_embeddings)
+
+    def _read(self, idx: Tensor, caches: list[GPTCache]) -> Tensor:
+        """Logits ``(B, V)`` after the next tokens ``(B, T)`` of each row."""
+        x = self.embed(idx, caches[0].length)
+        for block, cache in zip(self.blocks, caches, strict=True):
+            x = block(x, cache)
+        logits: Tensor = self.head(self.ln_f(x[:, -1]))
+        return logits
 
     def embed(self, idx: Tensor, start: int = 0) -> Tensor:
         """What the first block reads, ``(B, T, D)``, before dropout.
@@ -186,5 +220,5 @@ class GPT(LanguageModel):
             raise ValueError(
                 f"a context of {end} tokens: this network reads at most block_size = {self.max_context}"
             )
-        x: Tensor = self.tok_emb(idx) + self.pos_emb(torch.arange(start, end, device=idx.device))
-        return x
+        position = torch.arange(start, end, device=idx.device)
+        return tap(self, "embed", self.tok_emb(idx)) + tap(self, "pos_embed", self.pos_emb(position))

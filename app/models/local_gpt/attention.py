@@ -9,15 +9,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from app.models.attention import KeyValueCache, SoftmaxAttention, causal_mask
+from app.models.activations import is_asked_for, tap
+from app.models.attention import KeyValueCache, SoftmaxAttention
 from app.models.local_gpt.config import LocalGPTConfig, SigmoidBias
-from app.models.local_gpt.surrogates import sigmoid_ste
 from app.models.local_linear import LocalLinear
 from app.models.rules import FollowsRule
+from app.ops.sigmoid_attention import sigmoid_attention, sigmoid_weights
 
 
 class SigmoidAttention(nn.Module, FollowsRule):
-    """``sigmoid(q kᵀ / √d + b) v`` over positions ≤ t (Ramapuram et al. 2024); weights are formed as ``(T, S)``.
+    """``sigmoid(q kᵀ / √d + b) v`` over positions ≤ t (Ramapuram et al. 2024).
 
     Args:
         straight_through: whether the sigmoid passes gradients unchanged.
@@ -41,14 +42,10 @@ class SigmoidAttention(nn.Module, FollowsRule):
         Returns:
             ``(B, H, T, d)``.
         """
-        T, S = q.shape[-2], k.shape[-2]
-        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)  # (B, H, T, S)
-        # A bias of −5 in bf16 would be off by several per cent once through the sigmoid.
-        scores = scores.to(torch.promote_types(scores.dtype, torch.float32)) + bias
-        mask = causal_mask(T, S, q.device)
-        if mask is not None:
-            scores = scores.masked_fill(~mask, float("-inf"))
-        weights = sigmoid_ste(scores) if self.rule == "ste" else torch.sigmoid(scores)
+        straight_through = self.rule == "ste"
+        if not is_asked_for(self, "weights"):
+            return sigmoid_attention(q, k, v, bias, dropout, straight_through)
+        weights = tap(self, "weights", sigmoid_weights(q, k, bias, straight_through))
         return F.dropout(weights.to(v.dtype), dropout) @ v
 
 
@@ -62,10 +59,11 @@ class LocalSelfAttention(nn.Module):
 
     def __init__(self, config: LocalGPTConfig):
         super().__init__()
-        D = config.n_embd
-        self.n_heads = config.n_head
+        D = config.d_model
+        self.n_heads = config.n_heads
         self.dropout = config.dropout
         self.block_size = config.block_size
+        self.derivative = config.method == "dfa" and config.dfa_derivative
         self.bias_mode: SigmoidBias = config.sigmoid_bias_mode
         self.q_proj = linear(config, D, D)
         self.k_proj = linear(config, D, D)
@@ -85,15 +83,16 @@ class LocalSelfAttention(nn.Module):
             proj(x).unflatten(-1, (self.n_heads, -1)).transpose(1, 2)  # (B, H, T, d)
             for proj in (self.q_proj, self.k_proj, self.v_proj)
         )
+        q, k, v = tap(self, "q", q), tap(self, "k", k), tap(self, "v", v)
         if cache is not None:
             k, v = cache.append(k, v)
         dropout = self.dropout if self.training else 0.0
         if isinstance(self.core, SigmoidAttention):
-            y = self.core(q, k, v, dropout, self._bias(q, k.shape[-2]))
+            z = self.core(q, k, v, dropout, self._bias(q, k.shape[-2]))
         else:
-            y = self.core(q, k, v, dropout)
-        y = self.o_proj(y.transpose(1, 2).flatten(2))  # (B, T, D)
-        return F.dropout(y, self.dropout, self.training)
+            z = self.core(q, k, v, dropout)
+        z = tap(self, "z", z)
+        return dropped(self, self.o_proj, z.transpose(1, 2).flatten(2), dropout, self.derivative)  # (B, T, D)
 
     def _bias(self, q: Tensor, S: int) -> Tensor:
         """Added to the scores of the last T of S positions: ``()``, or ``(T, 1)`` by row; in fp32 at least.
@@ -125,3 +124,21 @@ def linear(config: LocalGPTConfig, n_in: int, n_out: int) -> LocalLinear:
         seed=config.seed,
         draws_feedback=False,  # for the weights as the network initialises them
     )
+
+
+def dropped(owner: nn.Module, layer: LocalLinear, x: Tensor, dropout: float, derivative: bool) -> Tensor:
+    """The output of a layer after dropout.
+
+    Args:
+        owner: offers the output before dropout as ``out``.
+        layer: which.
+        x: its input.
+        dropout: probability; 0 in evaluation.
+        derivative: whether the mask is also one of the error that the layer learns from.
+    """
+    y = tap(owner, "out", layer(x))
+    if not (derivative and dropout > 0):
+        return F.dropout(y, dropout)
+    mask = F.dropout(torch.ones_like(y), dropout)
+    layer.multiply_error(mask)
+    return y * mask

@@ -5,19 +5,26 @@ Shape suffixes: B batch, T sequence, D width, V vocabulary.
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from app.models.attention import KeyValueCache
+from app.models.activations import tap
+from app.models.attention import KeyValueCache, key_value_bytes
 from app.models.generation import generate
 from app.models.language_model import LanguageModel, next_token_loss
-from app.models.layers import initial_std, transformer_flops
-from app.models.local_gpt.attention import LocalSelfAttention, linear
+from app.models.layers import LayerNorm, initial_std, modules_of, transformer_flops
+from app.models.local_gpt.attention import LocalSelfAttention, dropped, linear
 from app.models.local_gpt.config import LocalGPTConfig
-from app.models.local_gpt.sparsity import PER_BLOCK_SEED, FrozenSubspace, VQResidualDirection, hard_top_k
+from app.models.local_gpt.sparsity import (
+    PER_BLOCK_SEED,
+    FrozenSubspace,
+    VQResidualDirection,
+    hard_top_k,
+    top_k_mask,
+)
 from app.models.local_gpt.surrogates import GELU, LayerNormSTE, LayerNormSurrogate
 from app.models.local_linear import LocalLinear, OutputError, local_linears
 from app.records import Axis, LanguageModelOutput, Measure
@@ -33,16 +40,22 @@ class LocalMLP(nn.Module):
         super().__init__()
         self.dropout = config.dropout
         self.top_k = config.mlp_topk
-        self.fc = linear(config, config.n_embd, 4 * config.n_embd)
-        self.proj = linear(config, 4 * config.n_embd, config.n_embd)
+        self.fc = linear(config, config.d_model, 4 * config.d_model)
+        self.proj = linear(config, 4 * config.d_model, config.d_model)
         self.activation = GELU(config.ste_gelu)
+        self.derivative = config.method == "dfa" and config.dfa_derivative
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, T, D) → (B, T, D)``; the residual dropout is applied here."""
-        hidden = self.activation(self.fc(x))
+        drive = tap(self, "pre", self.fc(x))
+        hidden = self.activation(drive)
+        if self.derivative and torch.is_grad_enabled():
+            slope = self.activation.slope(drive)
+            self.fc.multiply_error(slope * top_k_mask(hidden, self.top_k) if self.top_k else slope)
         if self.top_k:
             hidden = hard_top_k(hidden, self.top_k)
-        return F.dropout(self.proj(hidden), self.dropout, self.training)
+        hidden = tap(self, "post", hidden)
+        return dropped(self, self.proj, hidden, self.dropout if self.training else 0.0, self.derivative)
 
 
 class LocalBlock(nn.Module):
@@ -60,42 +73,45 @@ class LocalBlock(nn.Module):
 
     def forward(self, x: Tensor, cache: KeyValueCache | None = None) -> Tensor:
         """``(B, T, D) → (B, T, D)``, positions in the cache before those of ``x``."""
+        x = tap(self, "in", x)
         attended = self.attn(self.ln1(x), cache)
-        x = x + (attended if self.alpha_attn is None else self.alpha_attn * attended)
+        x = tap(self, "mid", x + (attended if self.alpha_attn is None else self.alpha_attn * attended))
         fed = self.mlp(self.ln2(x))
         x = x + (fed if self.alpha_mlp is None else self.alpha_mlp * fed)
-        return hard_top_k(x, self.top_k) if self.top_k else x
+        return tap(self, "out", hard_top_k(x, self.top_k) if self.top_k else x)
 
 
-class LocalGPT(LanguageModel):
+class LocalGPT(LanguageModel, options_of=LocalGPTConfig):
     """GPT with sigmoid or softmax attention, whose linear layers learn by a local rule.
 
     With ``method="bp"`` and softmax attention it is the well-known character GPT; the defaults are 10.8 M
     parameters wide. Weights and embeddings start from N(0, 0.02²), the projections onto the residual stream from
-    N(0, 0.02² / (2·n_layer)); feedback matrices are drawn for these weights.
+    N(0, 0.02² / (2·n_layers)); feedback matrices are drawn for these weights.
 
     What VQ and subspace make of the stream comes after a block: :meth:`layer_outputs` shows it as the block gave it,
     with ``resid_topk`` applied, and the next block or the final norm reads the reduced one.
 
     Args:
-        config: all of it; None to build one from ``fields``.
-        fields: of a :class:`LocalGPTConfig`, where no ``config`` is given.
+        config: all of its options; None to build it from ``fields``.
+        fields: options of :class:`LocalGPTConfig`, where no ``config`` is given.
 
     Raises:
-        ValueError: a field is out of range; the message names every such field.
+        ValueError: an option is out of range; the message names every such option.
         TypeError: both ``config`` and ``fields``, or a field that does not exist.
     """
 
     can_step = True
+    former_names: ClassVar = {"n_layer": "n_layers", "n_head": "n_heads", "n_embd": "d_model"}
 
-    def __init__(self, config: LocalGPTConfig | None = None, **fields: Any):
+    def __init__(self, config: LocalGPTConfig | None = None, /, **fields: Any):
         super().__init__()
-        if config is not None and fields:
-            raise TypeError(f"config and {', '.join(fields)}: give a config or its fields, not both")
-        self.config = config = config or LocalGPTConfig(**fields)
+        of_fields = LocalGPTConfig(**fields)
+        if config is not None and of_fields != LocalGPTConfig():
+            raise TypeError("config and fields of one: give a config or its fields, not both")
+        self.config = config = config or of_fields
         self.max_context = config.block_size
         self.dropout = config.dropout
-        D, L = config.n_embd, config.n_layer
+        D, L = config.d_model, config.n_layers
         self.tok_emb = nn.Embedding(config.vocab_size, D)
         self.pos_emb = nn.Embedding(config.block_size, D)
         self.blocks = nn.ModuleList(LocalBlock(config) for _ in range(L))
@@ -122,10 +138,10 @@ class LocalGPT(LanguageModel):
             OutputError().connect(self, self.head)
         self._freeze()
 
-    def _initialise(self, n_layer: int) -> None:
+    def _initialise(self, n_layers: int) -> None:
         for name, module in self.named_modules():
             if isinstance(module, LocalLinear | nn.Embedding):
-                nn.init.normal_(module.weight, std=initial_std(name, n_layer))
+                nn.init.normal_(module.weight, std=initial_std(name, n_layers))
             if isinstance(module, LocalLinear):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
@@ -141,16 +157,15 @@ class LocalGPT(LanguageModel):
             module.requires_grad_(False)
 
     def description(self) -> dict[str, Any]:
-        """See :meth:`LanguageModel.description`; one entry per field of the configuration.
-
-        A subclass whose constructor takes no ``fields`` is described by its own arguments, which must be plain values.
-        """
+        """See :meth:`LanguageModel.description`; a subclass that takes no fields is described by its own arguments."""
         found = super().description()
-        given = found["init_args"]
-        if "fields" in given:
-            own = {name: value for name, value in given.items() if name not in ("config", "fields")}
-            found["init_args"] = own | asdict(self.config)
+        if found["init_args"].keys() >= (fields := asdict(self.config)).keys():
+            found["init_args"] |= fields
         return found
+
+    def num_params(self) -> int:
+        """All parameters, frozen ones and embeddings included; :meth:`parameter_counts` tells them apart."""
+        return sum(parameter.numel() for parameter in self.parameters())
 
     def starting_weights(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Feedback of another rule is left out, and that of this network's rule stays as it was drawn."""
@@ -178,7 +193,7 @@ class LocalGPT(LanguageModel):
         Raises:
             ValueError: T is beyond ``block_size``.
         """
-        logits = self.head(self._hidden(idx))  # (B, T, V)
+        logits = tap(self, "logits", self.head(self._hidden(idx)))  # (B, T, V)
         return LanguageModelOutput(
             logits=logits,
             loss=next_token_loss(logits, targets),
@@ -195,6 +210,10 @@ class LocalGPT(LanguageModel):
         """See :meth:`LanguageModel.step`; at most ``block_size`` positions in all."""
         logits: Tensor = self.head(self._hidden(token[:, None], cache)[:, -1])
         return logits
+
+    def state_size(self, n_tokens: int) -> int:
+        """See :meth:`LanguageModel.state_size`: keys and values of every block."""
+        return key_value_bytes(len(self.blocks), self.tok_emb, n_tokens, self.config.block_size)
 
     def generate(
         self,
@@ -221,7 +240,8 @@ class LocalGPT(LanguageModel):
                 f"a context of {end} tokens: this network reads at most block_size = {self.config.block_size}"
             )
         position = torch.arange(start, end, device=idx.device)
-        x = self.tok_emb(idx) + self.pos_emb(position)  # (B, T, D)
+        # (B, T, D)
+        x = tap(self, "embed", self.tok_emb(idx)) + tap(self, "pos_embed", self.pos_emb(position))
         x = F.dropout(x, self.dropout, self.training)
         for i, block in enumerate(self.blocks):
             x = block(x, None if caches is None else caches[i])
@@ -229,19 +249,20 @@ class LocalGPT(LanguageModel):
                 x = self.vq[i % len(self.vq)](x)
             if self.subspace is not None:
                 x = self.subspace(x)
-        hidden: Tensor = self.ln_f(x)
-        return hidden
+            if len(self.vq) or self.subspace is not None:
+                x = tap(self, f"blocks.{i}.reduced", x)
+        return tap(self, "final", self.ln_f(x))
 
     # -- feedback ---------------------------------------------------------------------------------------
 
     def _moving_feedback(self) -> list[LocalLinear]:
-        """Layers whose feedback matrix follows the weights."""
+        """Layers whose feedback matrix follows the weights: all but the head, which keeps its own."""
         if not (self.config.fa_grape and self.config.method == "fa"):
             return []
-        return list(local_linears(self))
+        return [layer for layer in local_linears(self) if layer is not self.head]
 
     def after_optimizer_step(self, step: int) -> None:
-        """With ``fa_grape``, turns every B towards the probed Jacobian."""
+        """With ``fa_grape``, turns every B but the head's towards the probed Jacobian."""
         for layer in self._moving_feedback():
             layer.align_feedback(self.config.fa_grape_n_probe, self.config.fa_grape_lr, step)
 
@@ -251,7 +272,7 @@ class LocalGPT(LanguageModel):
 
     def measures(self, output: LanguageModelOutput) -> Mapping[str, Measure]:
         """What can be read off the weights: gates, attention biases, cosine of feedback and weights."""
-        blocks = [block for block in self.blocks if isinstance(block, LocalBlock)]
+        blocks = modules_of(self.blocks, LocalBlock)
         layer = Axis("layer")
         measures: dict[str, Measure] = {}
         gates = [gate.detach() for b in blocks for gate in (b.alpha_attn, b.alpha_mlp) if gate is not None]
@@ -284,14 +305,14 @@ class LocalGPT(LanguageModel):
 
 
 def layer_norm(config: LocalGPTConfig) -> nn.Module:
-    """LayerNorm with the configured backward pass; the projected one is the exact one, so that it is PyTorch's."""
+    """LayerNorm with the configured backward pass; the projected one is the exact one."""
     norm: nn.Module
     if config.ln_mode == "ste":
-        norm = LayerNormSTE(config.n_embd)
+        norm = LayerNormSTE(config.d_model)
     elif config.ln_mode == "center_scale":
-        norm = LayerNormSurrogate("center_scale", config.n_embd)
+        norm = LayerNormSurrogate("center_scale", config.d_model)
     else:
-        norm = nn.LayerNorm(config.n_embd)
+        norm = LayerNorm(config.d_model)
     return norm.requires_grad_(config.train_affine)
 
 

@@ -24,8 +24,17 @@ def hard_top_k(x: Tensor, k: int) -> Tensor:
     """
     if not 1 <= k <= x.shape[-1]:
         raise ValueError(f"k = {k}: must lie in [1, {x.shape[-1]}], the width")
-    kept = x.detach().abs().topk(k, dim=-1, sorted=False).indices
+    kept = _largest(x, k)
     return torch.zeros_like(x).scatter(-1, kept, x.gather(-1, kept))
+
+
+def top_k_mask(x: Tensor, k: int) -> Tensor:
+    """1 where :func:`hard_top_k` keeps an entry, 0 elsewhere; in the type of ``x``."""
+    return torch.zeros_like(x).scatter(-1, _largest(x, k), 1.0)
+
+
+def _largest(x: Tensor, k: int) -> Tensor:
+    return x.detach().abs().topk(k, dim=-1, sorted=False).indices
 
 
 class FrozenSubspace(nn.Module):

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from app.models.layers import LayerNorm, layer_norm, wide, without_constant_rows
 from app.models.rules import FollowsRule
 
 LAYER_NORM_EPS = 1e-5  # PyTorch's
@@ -55,8 +56,13 @@ class GELU(nn.Module, FollowsRule):
         """Elementwise."""
         return gelu_ste(x) if self.rule == "ste" else F.gelu(x)
 
+    def slope(self, x: Tensor) -> Tensor:
+        """The derivative with which gradients pass, elementwise and without a graph."""
+        ones = torch.ones_like(x)
+        return ones if self.rule == "ste" else torch.ops.aten.gelu_backward(ones, x.detach())
 
-class LayerNormSTE(nn.LayerNorm, FollowsRule):
+
+class LayerNormSTE(LayerNorm, FollowsRule):
     """LayerNorm with ``∂L/∂x := g``; gain and bias get their exact gradient.
 
     Args:
@@ -75,7 +81,7 @@ class LayerNormSTE(nn.LayerNorm, FollowsRule):
         """``(…, D) → (…, D)``."""
         if self.rule == "bp":
             return super().forward(x)
-        y: Tensor = _StraightThroughNorm.apply(_wide(x), _wide(self.weight), _wide(self.bias), self.eps)
+        y: Tensor = _StraightThroughNorm.apply(wide(x), wide(self.weight), wide(self.bias), self.eps)
         return _narrow(y, x)
 
 
@@ -104,10 +110,13 @@ class LayerNormSurrogate(nn.Module, FollowsRule):
     - ``projected``: ``(v − mean v − z · mean(v z)) / σ``, the exact gradient.
     - ``center_scale``: ``(v − mean v) / σ``, without the projection.
 
+    Nothing is sent into a constant row, see :class:`~app.models.layers.LayerNorm`.
+
     Args:
         mode: which formula.
         d_model: width of the last axis, for gain and bias; None for none.
         eps: added to the variance.
+        elementwise_affine: False for no gain and bias whatever the width.
 
     Raises:
         ValueError: an unknown mode.
@@ -118,23 +127,25 @@ class LayerNormSurrogate(nn.Module, FollowsRule):
         mode: Literal["projected", "center_scale"],
         d_model: int | None = None,
         eps: float = LAYER_NORM_EPS,
+        elementwise_affine: bool = True,
     ):
         super().__init__()
         if mode not in ("projected", "center_scale"):
             raise ValueError(f"mode = {mode!r}: must be projected or center_scale")
         self.rules, self.rule = ("bp", mode), mode
         self.eps = eps
-        self.weight = None if d_model is None else nn.Parameter(torch.ones(d_model))
-        self.bias = None if d_model is None else nn.Parameter(torch.zeros(d_model))
+        has_affine = elementwise_affine and d_model is not None
+        self.weight = nn.Parameter(torch.ones(d_model or 0)) if has_affine else None
+        self.bias = nn.Parameter(torch.zeros(d_model or 0)) if has_affine else None
 
     def forward(self, x: Tensor) -> Tensor:
         """``(…, D) → (…, D)``."""
         if self.rule == "bp":
-            return F.layer_norm(x, x.shape[-1:], self.weight, self.bias, self.eps)
-        z: Tensor = _SurrogateNorm.apply(_wide(x), self.rule == "projected", self.eps)
+            return layer_norm(x, self.weight, self.bias, self.eps)
+        z: Tensor = _SurrogateNorm.apply(wide(x), self.rule == "projected", self.eps)
         if self.weight is None or self.bias is None:
             return _narrow(z, x)
-        return _narrow(torch.addcmul(_wide(self.bias), z, _wide(self.weight)), x)
+        return _narrow(torch.addcmul(wide(self.bias), z, wide(self.weight)), x)
 
 
 class _SurrogateNorm(torch.autograd.Function):
@@ -142,7 +153,7 @@ class _SurrogateNorm(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, projects: bool, eps: float) -> Tensor:
         z, _, reciprocal = torch.native_layer_norm(x, x.shape[-1:], None, None, eps)
         ctx.projects = projects
-        ctx.save_for_backward(z if projects else None, reciprocal)
+        ctx.save_for_backward(z if projects else None, without_constant_rows(reciprocal, eps))
         return z
 
     @staticmethod
@@ -190,8 +201,3 @@ class _SoftmaxValueMix(torch.autograd.Function):
 def _narrow(y: Tensor, x: Tensor) -> Tensor:
     """As wide as ``x`` again, where no autocast decides."""
     return y if torch.is_autocast_enabled(x.device.type) else y.to(x.dtype)
-
-
-def _wide(x: Tensor) -> Tensor:
-    """In fp32 at least, as autocast would have a LayerNorm."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -9,7 +9,6 @@ from app.models.tilelli.parts import (
     TernaryFFN,
     TernaryLinear,
 )
-from app.models.tilelli.reference import compute_with
 from app.models.tilelli.routing import BankRouting
 
 __all__ = [
@@ -21,5 +20,4 @@ __all__ = [
     "TernaryLinear",
     "TilelliBlock",
     "TilelliLM",
-    "compute_with",
 ]

@@ -2,7 +2,7 @@
 
 A pathway's weights are stacked over its N banks on axis 0. Called with the bank of each token, a pathway
 returns for each token the output of its own bank, as if that bank's weights had read the whole sequence.
-Without banks named, every token uses the first.
+Without banks named, every token uses the first. ``remember`` is what it needs of a sequence to go on token by token.
 
 Shape suffixes: B batch, T sequence, D width, d head width, N banks, K taps, F hidden width.
 """
@@ -12,7 +12,13 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from app.models.tilelli.recurrent import ConvState, FeedForwardState, ScanState, SparseState
 from app.models.tilelli.weights import TernaryLinear, TilelliPart, WeightBank
+from app.ops.banked_causal_conv import banked_causal_conv
+from app.ops.banked_diagonal_scan import banked_diagonal_scan
+from app.ops.banked_ffn import banked_ffn
+from app.ops.banked_sparse_attention import banked_sparse_attention
+from app.ops.precision import accumulation_dtype
 
 __all__ = [
     "DiagonalSSM",
@@ -55,7 +61,16 @@ class TernaryCausalConv1d(WeightBank):
 
     def forward(self, h: Tensor, bank: Tensor | None = None) -> Tensor:  # type: ignore[override]
         """``(B, T, D)`` and each token's bank ``(B, T)`` to ``(B, T, D)``."""
-        return self.operations.banked_causal_conv(h, self.effective_weight(), _bank_of(h, bank))
+        return banked_causal_conv(h, self.effective_weight(), _bank_of(h, bank))
+
+    def state_size(self, n_tokens: int) -> int:
+        """Bytes of the last K inputs."""
+        _, D, K = self.weight.shape
+        return D * K * _accumulated_bytes(self.weight)
+
+    def remember(self, h: Tensor) -> ConvState:
+        """The last inputs of ``h`` ``(B, T, D)``."""
+        return ConvState(self.effective_weight(), h)
 
 
 class DiagonalSSM(TilelliPart):
@@ -85,9 +100,15 @@ class DiagonalSSM(TilelliPart):
     def forward(self, h: Tensor, bank: Tensor | None = None) -> Tensor:
         """``(B, T, D)`` and each token's bank ``(B, T)`` to ``(B, T, D)``."""
         decay = torch.tanh(self.decay_logit)
-        return self.operations.banked_diagonal_scan(
-            h, decay, self.input_gain, self.output_gain, _bank_of(h, bank)
-        )
+        return banked_diagonal_scan(h, decay, self.input_gain, self.output_gain, _bank_of(h, bank))
+
+    def state_size(self, n_tokens: int) -> int:
+        """Bytes of a state for every bank."""
+        return self.decay_logit.numel() * _accumulated_bytes(self.decay_logit)
+
+    def remember(self, h: Tensor) -> ScanState:
+        """The state of every bank after ``h`` ``(B, T, D)``."""
+        return ScanState(torch.tanh(self.decay_logit), self.output_gain * self.input_gain, h)
 
 
 class SparseCausalAttention(TilelliPart):
@@ -119,9 +140,18 @@ class SparseCausalAttention(TilelliPart):
 
     def forward(self, h: Tensor, bank: Tensor | None = None) -> Tensor:
         """``(B, T, D)`` and each token's bank ``(B, T)`` to ``(B, T, D)``."""
-        return self.operations.banked_sparse_attention(
+        return banked_sparse_attention(
             h, self.query(), self.key(), self.value(), _bank_of(h, bank), self.top_k
         )
+
+    def state_size(self, n_tokens: int) -> int:
+        """Bytes of every token's input, and of its keys by every bank."""
+        N, d, D = self.key.weight.shape
+        return n_tokens * (D + N * d) * self.key.weight.element_size()
+
+    def remember(self, h: Tensor) -> SparseState:
+        """``h`` ``(B, T, D)`` and its keys by every bank."""
+        return SparseState(self.query(), self.key(), self.value(), self.top_k, h)
 
 
 class TernaryFFN(TilelliPart):
@@ -157,7 +187,20 @@ class TernaryFFN(TilelliPart):
 
     def forward(self, h: Tensor, bank: Tensor | None = None) -> Tensor:
         """``(B, T, D)`` and each token's bank ``(B, T)`` to ``(B, T, D)``."""
-        return self.operations.banked_ffn(h, self.up(), self.down(), _bank_of(h, bank))
+        return banked_ffn(h, self.up(), self.down(), _bank_of(h, bank))
+
+    def state_size(self, n_tokens: int) -> int:
+        """Nothing."""
+        return 0
+
+    def remember(self, h: Tensor) -> FeedForwardState:
+        """Nothing of ``h``, but the weights."""
+        return FeedForwardState(self.up(), self.down())
+
+
+def _accumulated_bytes(x: Tensor) -> int:
+    """Bytes of a number of a sum over time."""
+    return accumulation_dtype(x).itemsize
 
 
 def _bank_of(h: Tensor, bank: Tensor | None) -> Tensor:

@@ -1,50 +1,78 @@
-"""Tilelli one token at a time: what each part remembers of the tokens before, and the step that reads it.
+"""What the pathways of Tilelli remember of the tokens before, and how each reads one more.
 
 A convolution remembers its last K − 1 inputs and a state space one state per bank, whatever the length of the
 text. The sparse pathway remembers the keys of all banks and its input rows: a later token may read any of them
-through any bank. Effective weights are formed once, when a cache is made.
+through any bank. Weights arrive as they are to be used, and are formed once for a whole text.
 
-Shape suffixes: B rows, D width, d head width, N banks, K taps, S positions read so far, P pathways, O and I
-output and input features.
+Shape suffixes: B rows, D width, d head width, N banks, K taps, F hidden width, S positions read so far, O and I output
+and input features.
 """
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from app.models.tilelli.block import TilelliBlock
-from app.models.tilelli.parts import (
-    DiagonalSSM,
-    SparseCausalAttention,
-    TernaryCausalConv1d,
-    TernaryFFN,
-)
-from app.models.tilelli.routing import best_bank, gate, keep_largest
 from app.ops.banked_sparse_attention.selection import largest_first
 from app.ops.precision import accumulation_dtype
 
-if TYPE_CHECKING:
-    from app.models.tilelli.network import TilelliLM
-
 FIRST_CAPACITY = 64  # positions that the sparse pathway makes room for at first; doubled when they are full
+SUM = 0  # how `torch.embedding_bag` counts its modes
 
 #: the bank that every row uses, where that is known without asking the device; otherwise one for each, ``(B,)``
 Bank = int | Tensor
+
+
+class PathwayState(Protocol):
+    """What one pathway remembers."""
+
+    def step(self, h: Tensor, bank: Bank) -> Tensor:
+        """``(B, D) → (B, D)``, each row by its own bank."""
+        ...
+
+
+class BlockState:
+    """What one block remembers; nothing until the block has read a prompt with it.
+
+    Attributes:
+        pathways: one for each pathway of the block.
+        router_weight: ``(P·N, D)``, the effective one.
+        bank_index: ``(B, 1, P)`` int64, of the last token of the prompt: with one bank, of every later token too.
+    """
+
+    pathways: Sequence[PathwayState] = ()
+    router_weight: Tensor
+    bank_index: Tensor
+
+
+@dataclass
+class TilelliCache:
+    """What a network remembers.
+
+    Attributes:
+        head_weight: ``(V, D)``, the effective one.
+        blocks: one for each block.
+        length: tokens read so far.
+    """
+
+    head_weight: Tensor
+    blocks: Sequence[BlockState]
+    length: int = 0
 
 
 class ConvState:
     """The last K inputs of a causal convolution.
 
     Args:
-        conv: the pathway.
+        weight_NDK: taps, the last of them for the current position.
         h: ``(B, T, D)``, what it has read so far.
     """
 
-    def __init__(self, conv: TernaryCausalConv1d, h: Tensor):
-        self.taps_NKD = conv.effective_weight().transpose(1, 2).to(accumulation_dtype(h)).contiguous()
+    def __init__(self, weight_NDK: Tensor, h: Tensor):
+        self.taps_NKD = weight_NDK.transpose(1, 2).to(accumulation_dtype(h)).contiguous()
         K = self.taps_NKD.shape[1]
         self.window_BKD = F.pad(h, (0, 0, K, 0))[:, -K:].to(self.taps_NKD.dtype)
 
@@ -58,14 +86,15 @@ class ScanState:
     """The state ``z_t = a z_{t−1} + h_t`` of every bank of a diagonal state space; its output is ``c b z``.
 
     Args:
-        scan: the pathway.
+        decay_ND: a.
+        gain_ND: c b.
         h: ``(B, T, D)``, what it has read so far.
     """
 
-    def __init__(self, scan: DiagonalSSM, h: Tensor):
+    def __init__(self, decay_ND: Tensor, gain_ND: Tensor, h: Tensor):
         dtype = accumulation_dtype(h)
-        self.decay_ND = torch.tanh(scan.decay_logit).to(dtype)
-        self.gain_ND = (scan.output_gain * scan.input_gain).to(dtype)
+        self.decay_ND = decay_ND.to(dtype)
+        self.gain_ND = gain_ND.to(dtype)
         age = torch.arange(h.shape[1] - 1, -1, -1, device=h.device)
         powers_NTD = self.decay_ND.unsqueeze(1) ** age.unsqueeze(-1)
         with torch.autocast(h.device.type, enabled=False):
@@ -81,17 +110,19 @@ class SparseState:
     """Keys of all banks and inputs of every position that a sparse attention has read.
 
     Args:
-        attention: the pathway.
+        query_NdD: weight of the queries.
+        key_NdD: weight of the keys.
+        value_NDD: weight of the values.
+        top_k: positions that a query keeps.
         h: ``(B, T, D)``, what it has read so far.
     """
 
-    def __init__(self, attention: SparseCausalAttention, h: Tensor):
-        self.top_k = attention.top_k
-        query_NdD = attention.query()
+    def __init__(self, query_NdD: Tensor, key_NdD: Tensor, value_NDD: Tensor, top_k: int, h: Tensor):
+        self.top_k = top_k
         self.n_banks, self.d_head, _ = query_NdD.shape
         # Keys are needed of every bank, and the few queries beside them cost less than a product of their own.
-        self.projections_OD = torch.cat([attention.key(), query_NdD]).flatten(0, 1)
-        self.value_NDD = attention.value()
+        self.projections_OD = torch.cat([key_NdD, query_NdD]).flatten(0, 1)
+        self.value_NDD = value_NDD
         B, T, D = h.shape
         self.length = T
         self._row = torch.arange(B, device=h.device)
@@ -125,11 +156,13 @@ class SparseState:
         scores = (keys_BSd @ query).squeeze(-1).to(h.dtype) * self.d_head**-0.5  # (B, S)
         position = largest_first(scores, min(self.top_k, self.length))
         weight = scores.gather(-1, position).softmax(-1)
-        mixed = F.embedding_bag(
-            position + self._offset,
+        # The function itself: `F.embedding_bag` takes twice the time for a few rows, most of it for checks.
+        mixed, *_ = torch.embedding_bag(
             self._rows_BSD.flatten(0, 1),
-            mode="sum",
-            per_sample_weights=weight,
+            (position + self._offset).flatten(),
+            self._row * position.shape[1],
+            mode=SUM,
+            per_sample_weights=weight.flatten(),
         )
         return _own_linear(mixed, self.value_NDD, bank)
 
@@ -144,100 +177,16 @@ class FeedForwardState:
     """The weights of a feed-forward network; it remembers no token.
 
     Args:
-        feed_forward: the pathway.
-        h: ``(B, T, D)``, what it has read so far; not needed.
+        up_NFD: weight onto the hidden features.
+        down_NDF: weight back.
     """
 
-    def __init__(self, feed_forward: TernaryFFN, h: Tensor):
-        self.up, self.down = feed_forward.up(), feed_forward.down()
+    def __init__(self, up_NFD: Tensor, down_NDF: Tensor):
+        self.up_NFD, self.down_NDF = up_NFD, down_NDF
 
     def step(self, h: Tensor, bank: Bank) -> Tensor:
         """``(B, D) → (B, D)``, each row by its own bank."""
-        return _own_linear(F.gelu(_own_linear(h, self.up, bank)), self.down, bank)
-
-
-PathwayState = ConvState | ScanState | SparseState | FeedForwardState
-STATES: dict[type[nn.Module], Callable[[Any, Tensor], PathwayState]] = {
-    TernaryCausalConv1d: ConvState,
-    DiagonalSSM: ScanState,
-    SparseCausalAttention: SparseState,
-    TernaryFFN: FeedForwardState,
-}
-
-
-class BlockState:
-    """What one block remembers.
-
-    Args:
-        block: the block.
-        x: ``(B, T, D)``, what it has read so far.
-    """
-
-    def __init__(self, block: TilelliBlock, x: Tensor):
-        h = block.norm(x)
-        self.block = block
-        self.router_weight = block.router.effective_weight()
-        pathways = [getattr(block, name) for name in block.pathway_names]
-        self.pathways = [STATES[type(pathway)](pathway, h) for pathway in pathways]
-
-    def step(self, x: Tensor) -> Tensor:
-        """``(B, D) → (B, D)``, the block's output for the next token of each row."""
-        h = self.block.norm(x)
-        weights_BP, banks = self._route(h)
-        y = x
-        for pathway, weight, bank in zip(self.pathways, weights_BP.split(1, -1), banks, strict=True):
-            y = torch.addcmul(y, weight, self.block.scaled(pathway.step(h, bank)))
-        return y.to(x.dtype)
-
-    def _route(self, h: Tensor) -> tuple[Tensor, list[Bank]]:
-        """Weight ``(B, P)`` and bank of each pathway."""
-        logits = F.linear(h, self.router_weight)
-        r_BPN = (
-            logits.to(accumulation_dtype(logits)).softmax(-1).view(-1, len(self.pathways), self.block.n_banks)
-        )
-        r_BPN, kept_BPN = keep_largest(r_BPN, self.block.top_k_routing)
-        if self.block.n_banks == 1:
-            return r_BPN.squeeze(-1), [0] * len(self.pathways)
-        bank_BP = best_bank(r_BPN, kept_BPN, self.block.router_bias)
-        weights_BP = gate(r_BPN, bank_BP, self.block.bank_gate)
-        if bank_BP.shape[0] == 1 and bank_BP.device.type == "cpu":  # reading a number waits for nothing there
-            return weights_BP, bank_BP[0].tolist()
-        return weights_BP, list(bank_BP.unbind(1))
-
-
-class TilelliCache:
-    """What a Tilelli network remembers of the tokens that it has read.
-
-    Args:
-        network: in evaluation mode.
-        idx: ``(B, T)`` int64.
-
-    Attributes:
-        length: tokens read so far.
-        logits: ``(B, V)``, of the token after ``idx``.
-    """
-
-    def __init__(self, network: "TilelliLM", idx: Tensor):
-        self.network = network
-        self.head_weight = network.head.effective_weight()
-        self.length = idx.shape[1]
-        self.blocks = []
-        x = network.embed(idx)
-        for block in network.tilelli_blocks:
-            self.blocks.append(BlockState(block, x))
-            x, _ = block(x)
-        self.logits = self._logits(x[:, -1])
-
-    def step(self, token: Tensor) -> Tensor:
-        """Logits ``(B, V)`` after one more token ``(B,)`` of each row."""
-        x = self.network.embed(token.unsqueeze(1), self.length).squeeze(1)
-        self.length += 1
-        for block in self.blocks:
-            x = block.step(x)
-        return self._logits(x)
-
-    def _logits(self, x: Tensor) -> Tensor:
-        return F.linear(self.network.norm_f(x), self.head_weight)
+        return _own_linear(F.gelu(_own_linear(h, self.up_NFD, bank)), self.down_NDF, bank)
 
 
 def _own(per_bank: Tensor, bank: Bank) -> Tensor:

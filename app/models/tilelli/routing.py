@@ -20,18 +20,19 @@ class BankRouting(NamedTuple):
         pathway_weights: ``(B, T, P)``, the weight of each pathway; they sum to 1 unless ``bank_gate="bank"``.
         bank_index: ``(B, T, P)`` int64, the bank that the token uses of each pathway; 0 where top-k routing
             has dropped them all.
-        bank_probability: ``(P, N)``, mean over the batch of each bank's share.
-        aux_loss: ``()``, the balance losses of this block, before ``aux_weight``.
         router_weights: ``(B, T, P)``, the pathway weights before top-k routing.
+        bank_probability: ``(P, N)``, mean over the batch of each bank's share; None, as all that follows, in a step
+            of generation, where no loss asks for it.
+        aux_loss: ``()``, the balance losses of this block, before ``aux_weight``.
         auxiliary_means: ``(M,)``, the batch means that ``aux_loss`` is a function of.
     """
 
     pathway_weights: Tensor
     bank_index: Tensor
-    bank_probability: Tensor
-    aux_loss: Tensor
     router_weights: Tensor
-    auxiliary_means: Tensor
+    bank_probability: Tensor | None = None
+    aux_loss: Tensor | None = None
+    auxiliary_means: Tensor | None = None
 
 
 def keep_largest(r_BTPN: Tensor, k: int) -> tuple[Tensor, Tensor | None]:
@@ -101,7 +102,9 @@ def bank_load(
 
 def gumbel_like(logits: Tensor) -> Tensor:
     """Independent draws of the standard Gumbel distribution: the largest of logits plus these is a sample."""
-    return -torch.empty_like(logits).exponential_().log()
+    drawn = torch.empty_like(logits).exponential_()
+    # A draw of 0 is one in 2⁵³; one that is infinite would make a softmax of it no number.
+    return -drawn.clamp_(min=torch.finfo(drawn.dtype).tiny).log()
 
 
 def pathway_entropy(pathway_weights: Tensor) -> Tensor:

@@ -3,24 +3,21 @@
 Shape suffixes: N banks.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from app.ops import FAST, Operations
+from app import options
 from app.ops.hadamard import hadamard as rotate
-from app.ops.ternary import learned_step_trits, trits
+from app.ops.ternary import learned_step_ternary, learned_step_trits, ternary, trits
+from app.options import Given
 
 
-class OperatorModule(nn.Module):
-    """A module that computes with operators; ``operations`` says in which form."""
-
-    operations: Operations = FAST
-
-
-class TilelliPart(OperatorModule):
+class TilelliPart(nn.Module):
     """A part of a block, which can be called by itself."""
 
     def infer(self, *inputs: Any) -> Tensor:
@@ -48,6 +45,7 @@ class QuantisedWeight(TilelliPart):
         ValueError: ``lsq`` where nothing is quantised, or beside ``per_row``.
     """
 
+    @options.checked
     def __init__(
         self,
         weight: Tensor,
@@ -58,9 +56,6 @@ class QuantisedWeight(TilelliPart):
         lsq: bool = False,
     ):
         super().__init__()
-        problems = quantiser_problems(quantize, per_row, lsq)
-        if problems:
-            raise ValueError("\n".join(problems))
         self.quantize = quantize
         self.hadamard = hadamard
         self.scaled_over = (-1,) if per_row else tuple(range(int(banked), weight.dim()))
@@ -70,6 +65,13 @@ class QuantisedWeight(TilelliPart):
             basis = rotate(weight) if hadamard else weight
             self.step = nn.Parameter(2 * basis.abs().mean(self.scaled_over).reshape(-1))  # (N), or (1)
 
+    @staticmethod
+    def conflicts(given: Given) -> Iterator[tuple[str, str]]:
+        if given.lsq and not given.quantize:
+            yield "lsq", "without quantize nothing is quantised and there is no step to learn"
+        if given.lsq and given.per_row:
+            yield "lsq", "learns one step per weight and bank, where per_row asks for one per row"
+
     def effective_weight(self) -> Tensor:
         """The weight to compute with, in the shape of ``weight``.
 
@@ -78,12 +80,12 @@ class QuantisedWeight(TilelliPart):
         """
         if not self.quantize:
             return self.weight
-        weight = self.operations.hadamard(self.weight) if self.hadamard else self.weight
+        weight = rotate(self.weight) if self.hadamard else self.weight
         if self.step is None:
-            quantised = self.operations.ternary(weight, self.scaled_over)
+            quantised = ternary(weight, self.scaled_over)
         else:
-            quantised = self.operations.learned_step_ternary(weight, self._broadcast(self.step))
-        return self.operations.hadamard(quantised) if self.hadamard else quantised
+            quantised = learned_step_ternary(weight, self._broadcast(self.step))
+        return rotate(quantised) if self.hadamard else quantised
 
     @torch.no_grad()
     def ternary_form(self) -> tuple[Tensor, Tensor] | None:
@@ -96,6 +98,14 @@ class QuantisedWeight(TilelliPart):
         else:
             values, scale = learned_step_trits(weight, self._broadcast(self.step))
         return values.to(torch.int8), scale
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        """Takes ``weight`` for what it is: scaled trits, of WH with ``hadamard``, which are not quantised again."""
+        if self.hadamard:
+            self.weight.copy_(rotate(self.weight))
+        self.quantize = False
+        self.requires_grad_(False)
 
     def _broadcast(self, step: Tensor) -> Tensor:
         return step.view(-1, *(1,) * (self.weight.dim() - 1))
@@ -167,11 +177,16 @@ class WeightBank(QuantisedWeight):
         return self.effective_weight()
 
 
-def quantiser_problems(quantize: bool, per_row: bool, lsq: bool) -> list[str]:
-    """A line ``name = value: rule`` for every combination that makes no sense."""
-    found = []
-    if lsq and not quantize:
-        found.append("lsq = True: with quantize = False nothing is quantised and there is no step to learn")
-    if lsq and per_row:
-        found.append("lsq = True: learns one step per weight and bank; per_row = True asks for one per row")
-    return found
+@contextmanager
+def full_precision(network: nn.Module) -> Iterator[None]:
+    """For the time of a ``with`` block, every quantised weight of a network computes with the weight itself."""
+    quantised = [
+        module for module in network.modules() if isinstance(module, QuantisedWeight) and module.quantize
+    ]
+    for module in quantised:
+        module.quantize = False
+    try:
+        yield
+    finally:
+        for module in quantised:
+            module.quantize = True

@@ -24,12 +24,18 @@ class _BankedCausalConv(torch.autograd.Function):
         taps_KND = weight.permute(2, 0, 1).contiguous()
         kernel_size = taps_KND.shape[0]
         padded = F.pad(h, (0, 0, kernel_size - 1, 0))
-        y = torch.zeros_like(h, memory_format=torch.contiguous_format)
-        for b, t in _tiles(h):
-            choose = _TapChooser(taps_KND, bank[b, t])
-            for j in range(kernel_size):
-                y[b, t].addcmul_(choose(j), padded[b, t.start + j : t.stop + j])
         ctx.save_for_backward(padded, taps_KND, bank)
+        tiles = list(_tiles(h))
+        y = torch.zeros_like(h, memory_format=torch.contiguous_format)
+        for b, t in tiles:
+            choose = _TapChooser(taps_KND, bank[b, t])
+            *before, last = (padded[b, t.start + j : t.stop + j] for j in range(kernel_size))
+            for j, earlier in enumerate(before):
+                y[b, t].addcmul_(choose(j), earlier)
+            if len(tiles) == 1:
+                # Not in place: torch.compile loses the gradient of what a function returns that it has written to.
+                return torch.addcmul(y, choose(kernel_size - 1), last)
+            y[b, t].addcmul_(choose(kernel_size - 1), last)
         return y
 
     @staticmethod
@@ -68,9 +74,10 @@ class _TapChooser:
 
 
 def _tiles(h: Tensor) -> Iterator[tuple[slice, slice]]:
-    """Windows and times of each tile; one tile where there is no cache to fit."""
+    """Windows and times of each tile; one tile where there is no cache to fit, or a compiler to do that."""
     B, T, D = h.shape
-    n_tokens = TILE_ELEMENTS // D if h.device.type == "cpu" else B * T
+    is_tiled = h.device.type == "cpu" and not torch.compiler.is_compiling()
+    n_tokens = TILE_ELEMENTS // D if is_tiled else B * T
     # An empty batch has no tiles, for which these steps need not be 0.
     n_windows = max(1, min(B, n_tokens // max(1, T)))
     n_times = max(1, min(T, n_tokens))

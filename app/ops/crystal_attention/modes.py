@@ -3,10 +3,11 @@
 Shape suffixes: B batch, H heads, T queries, S keys, d head width, r rank.
 """
 
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 Mode = Literal["top1", "topk", "full", "lowrank", "random"]
 MODES: tuple[str, ...] = get_args(Mode)
@@ -80,14 +81,37 @@ def orthonormal(columns: Tensor) -> Tensor:
     """Q of the QR decomposition with diag R > 0, which is unique, with gradients.
 
     Args:
-        columns: ``(H, d, r)`` of full column rank, r ≤ d.
+        columns: ``(H, d, r)``, r ≤ d. A head whose columns are not independent has no such Q: it gets one of many, and
+            no gradient.
 
     Returns:
         ``(H, d, r)``; the first n columns span what the first n of ``columns`` span.
     """
-    q, r = torch.linalg.qr(columns)
-    sign = torch.where(r.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0).to(q.dtype)
-    return q * sign.unsqueeze(-2)
+    q: Tensor = _Orthonormal.apply(columns)
+    return q
+
+
+class _Orthonormal(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, columns: Tensor) -> Tensor:
+        q, r = torch.linalg.qr(columns)
+        sign = torch.where(r.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0).to(q.dtype)
+        q, r = q * sign.unsqueeze(-2), r * sign.unsqueeze(-1)
+        ctx.save_for_backward(q, r)
+        return q
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        """``(G + Q sym(triu(−Qᵀ G))) R⁻ᵀ``, see Roberts & Roberts 2020, arXiv 2009.10071."""
+        q, r = ctx.saved_tensors
+        rounding = torch.finfo(r.dtype).eps * r.norm(dim=(-2, -1))
+        is_basis = (r.diagonal(dim1=-2, dim2=-1).amin(-1) > rounding)[..., None, None]
+        upper = (-q.mT @ gradients[0]).triu()
+        symmetric = upper + upper.mT - torch.diag_embed(upper.diagonal(dim1=-2, dim2=-1))
+        safe = torch.where(is_basis, r, torch.eye(r.shape[-1], dtype=r.dtype, device=r.device))
+        down = torch.linalg.solve_triangular(safe.mT, gradients[0] + q @ symmetric, upper=False, left=False)
+        return torch.where(is_basis, down, 0.0)
 
 
 def additive_mask(q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor | None:

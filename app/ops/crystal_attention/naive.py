@@ -37,22 +37,24 @@ def crystal_attention(
     *,
     mask: Tensor | None = None,
     scale: float | None = None,
+    dropout: float = 0.0,
     straight_through: bool = False,
 ) -> Tensor:
-    """See :func:`app.ops.crystal_attention.crystal_attention`; without dropout."""
+    """See :func:`app.ops.crystal_attention.crystal_attention`."""
     modes.check(q, k, v, mode, rank, top_k, basis)
     scores = _scores(q, k, mask, scale)
-    p = scores.softmax(-1)
-    if mode == "topk":
+    if mode == "topk" and top_k != 1:
         assert top_k is not None
         kept = scores.topk(min(top_k, scores.shape[-1]), dim=-1).indices
         out_of_reach = torch.ones_like(scores, dtype=torch.bool).scatter(-1, kept, False)
-        return scores.masked_fill(out_of_reach, float("-inf")).softmax(-1) @ v
+        return F.dropout(scores.masked_fill(out_of_reach, float("-inf")).softmax(-1), dropout) @ v
+    p = scores.softmax(-1)
     choice = F.one_hot(p.argmax(-1), k.shape[-2]).to(v.dtype)
+    p = F.dropout(p, dropout)
     if straight_through:
         choice = choice + p - p.detach()
     top = choice @ v
-    if mode == "top1":
+    if mode in ("top1", "topk"):
         return top
     residual = p @ v - top
     if mode == "full":

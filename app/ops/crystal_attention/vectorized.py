@@ -79,9 +79,10 @@ def crystal_attention(
     if mode == "topk" and top_k != 1:
         assert top_k is not None
         return _top_k_softmax(q, k, v, top_k, mask, scale, dropout)
-    top = _take(v, _top_index(q, k, mask, scale))
     if mode == "full":
-        return top + (_attend(q, k, v, mask, scale, dropout) - top)
+        # v* + ε, in which v* cancels; added and taken away in bf16 it would leave its rounding behind.
+        return _attend(q, k, v, mask, scale, dropout)
+    top = _take(v, _top_index(q, k, mask, scale))
     through = straight_through and torch.is_grad_enabled()
     if mode in ("top1", "topk"):
         return top + _pass_through(_attend(q, k, v.detach(), mask, scale, dropout)) if through else top
@@ -138,7 +139,11 @@ def _take(v: Tensor, index: Tensor) -> Tensor:
     """
     B, H, S, d = v.shape
     first = torch.arange(0, B * H * S, S, device=v.device).view(B, H, *[1] * (index.dim() - 2))
-    return F.embedding(index + first, v.reshape(B * H * S, d))
+    rows = v.reshape(B * H * S, d)
+    if v.device.type == "cpu":
+        # There the gradient would be added up in the number format of v, and a key that many choose lose digits.
+        rows = rows.to(accumulation_dtype(v))
+    return F.embedding(index + first, rows).to(v.dtype)
 
 
 def _pass_through(x: Tensor) -> Tensor:

@@ -17,9 +17,11 @@ class _PathwayMix(torch.autograd.Function):
         ctx.save_for_backward(weights_SP, *outputs_SD)
         dtype = reduce(torch.promote_types, (output_SD.dtype for output_SD in outputs_SD), weights_SP.dtype)
         mixed_SD = torch.zeros_like(outputs_SD[0], dtype=dtype)
-        for weight_S1, output_SD in zip(weights_SP.split(1, -1), outputs_SD, strict=True):
+        *before, last = zip(weights_SP.split(1, -1), outputs_SD, strict=True)
+        for weight_S1, output_SD in before:
             mixed_SD.addcmul_(weight_S1, output_SD)
-        return mixed_SD
+        # Not in place: torch.compile loses the gradient of what a function returns that it has written to.
+        return torch.addcmul(mixed_SD, *last)
 
     @staticmethod
     def backward(ctx: Any, grad_SD: Tensor) -> tuple[Tensor, ...]:

@@ -13,7 +13,8 @@ class _Ternary(torch.autograd.Function):
     @staticmethod
     def forward(ctx: FunctionCtx, weight: Tensor, dim: tuple[int, ...]) -> Tensor:
         quantised, scale = trits(weight, dim)
-        return quantised.mul_(scale)
+        # Not in place: torch.compile loses the gradient of what a function returns that it has written to.
+        return quantised * scale
 
     @staticmethod
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, None]:
@@ -25,7 +26,7 @@ class _LearnedStepTernary(torch.autograd.Function):
     def forward(ctx: Any, weight: Tensor, step: Tensor) -> Tensor:
         ctx.save_for_backward(weight, step)
         quantised, scale = learned_step_trits(weight, step)
-        return quantised.mul_(scale)
+        return quantised * scale
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,160 @@
+"""Which form of an operator computes a call: decided here, by device, number format and shape.
+
+An operator is a package beside this file. Each of its forms is a module with functions of the same names, arguments
+and results: ``naive`` is the reference, ``vectorized`` what PyTorch computes fast, ``triton`` and ``compiled`` are for
+GPUs. Its ``__init__.py`` makes one function of them, which is called like any other::
+
+    banked_ffn = operator(vectorized.banked_ffn)
+
+A compiled form is right or wrong by its compiler's version. It is used where ``passed.json`` says that all of its
+checks held. ``app bench --check --record`` writes it on the device: by version of PyTorch, family of GPU and form the
+operators, ``{"2.11.0": {"sm_90": {"triton": ["app.ops.banked_ffn"]}}}``.
+The environment variable ``APP_OP_FORM`` names a form to be tried first, passed or not, for a whole process;
+:func:`use_form` does so for a while. On the CPU Triton's kernels compute through its interpreter alone, with
+``TRITON_INTERPRET=1``: that is for tests.
+"""
+
+import functools
+import importlib
+import importlib.util
+import inspect
+import json
+import os
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, ParamSpec, TypeVar, get_args
+
+import torch
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+Form = Literal["triton", "compiled", "vectorized", "naive"]
+FORMS: tuple[Form, ...] = get_args(Form)
+WITHOUT_KERNELS: tuple[Form, ...] = ("vectorized", "naive")
+PASSED = Path(__file__).with_name("passed.json")
+#: number formats that kernels are written for; fp64 is there for gradients by finite differences
+KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+#: the environment variable that names a form for a whole process
+VARIABLE = "APP_OP_FORM"
+
+_forced: str | None = os.environ.get(VARIABLE) or None
+
+
+def preferred(device: torch.device, dtype: torch.dtype, shape: torch.Size) -> tuple[Form, ...]:
+    """Forms in the order in which they are tried, a forced one first; one that an operator lacks falls to the next.
+
+    Args:
+        device: of the operator's first argument, as for the following.
+        dtype: its number format.
+        shape: its shape.
+
+    Raises:
+        ValueError: ``APP_OP_FORM`` names no form.
+    """
+    forms = FORMS if device.type == "cuda" else WITHOUT_KERNELS
+    if _forced is not None:
+        forms = (_form(_forced, VARIABLE), *forms)
+    if dtype in KERNEL_DTYPES and 0 not in shape and (device.type == "cuda" or _is_interpreted()):
+        return forms
+    return tuple(form for form in forms if form in WITHOUT_KERNELS)
+
+
+@functools.cache
+def passed(device: torch.device) -> Mapping[str, Sequence[str]]:
+    """Compiled forms to the packages of operators that they are right for, on such a GPU with this version of PyTorch.
+
+    Args:
+        device: a GPU.
+    """
+    version = torch.__version__.partition("+")[0]
+    family = "sm_{}{}".format(*torch.cuda.get_device_capability(device))
+    forms: Mapping[str, Sequence[str]] = json.loads(PASSED.read_text()).get(version, {}).get(family, {})
+    return forms
+
+
+@contextmanager
+def use_form(form: Form) -> Iterator[None]:
+    """For the time of a ``with`` block, every operator that has this form computes by it.
+
+    With ``naive`` a network is computed in its original form, every bank on every token: what tests and benchmarks hold
+    the fast forms against.
+
+    Raises:
+        ValueError: there is no such form.
+    """
+    global _forced
+    before, _forced = _forced, _form(form, "form")
+    try:
+        yield
+    finally:
+        _forced = before
+
+
+def operator(described: Callable[P, R]) -> Callable[P, R]:
+    """One function of all forms of an operator: each call is computed by the form that suits its first argument.
+
+    Args:
+        described: the function in one of its forms, whose signature and docstring are those of all.
+    """
+    package, name = described.__module__.rpartition(".")[0], described.__name__
+    first = next(iter(inspect.signature(described).parameters))
+    forms = [form for form in FORMS if importlib.util.find_spec(f"{package}.{form}") is not None]
+    functions = {form: _function(package, form, name) for form in forms if form in WITHOUT_KERNELS}
+
+    def compute(*args: P.args, **kwargs: P.kwargs) -> R:
+        x: Any = args[0] if args else kwargs[first]
+        for form in preferred(x.device, x.dtype, x.shape):
+            if form not in forms or not _may_compute(form, package, x.device):
+                continue
+            if form not in functions:
+                # Not before it is needed: a form for a GPU brings a compiler with it.
+                functions[form] = _function(package, form, name)
+            function = functions[form]
+            if function is not None:
+                return function(*args, **kwargs)
+        raise NotImplementedError(f"{package}: has no form that computes {name} on {x.device}")
+
+    # A code of its own under its own name, by which profilers and torch.compile tell functions apart.
+    compute.__code__ = compute.__code__.replace(co_name=name)
+    functools.update_wrapper(compute, described).__module__ = package
+    return compute
+
+
+def _may_compute(form: Form, package: str, device: torch.device) -> bool:
+    return form in WITHOUT_KERNELS or form == _forced or package in passed(device).get(form, ())
+
+
+def _form(name: str, given_as: str) -> Form:
+    for form in FORMS:
+        if form == name:
+            return form
+    raise ValueError(f"{given_as} = {name!r}: must be one of {', '.join(FORMS)}")
+
+
+def _is_interpreted() -> bool:
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def _function(package: str, form: Form, name: str) -> Callable[..., Any] | None:
+    """What a form has under this name; None, with a notice, where the compiler that it is written for is missing."""
+    try:
+        module = importlib.import_module(f"{package}.{form}")
+    except ImportError as error:
+        if form != "triton" or (error.name or "").split(".")[0] != "triton":
+            raise
+        _tell_of_missing_triton(str(error))
+        return None
+    return getattr(module, name, None)
+
+
+@functools.cache
+def _tell_of_missing_triton(error: str) -> None:
+    warnings.warn(
+        f"no Triton here ({error}): operators compute without kernels of their own, slower. `pip install triton`",
+        RuntimeWarning,
+        stacklevel=4,
+    )

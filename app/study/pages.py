@@ -1,0 +1,169 @@
+"""A study's results as a table for people, as CSV, and as a picture."""
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any, BinaryIO
+
+from app.analysis import style
+
+#: what a picture shows
+TITLES = {
+    "results.png": "The figure of each row with its interval",
+    "skills.png": "Accuracy on each task against difficulty",
+    "state.png": "Accuracy against what a network keeps of a window",
+}
+
+
+def markdown(report: Mapping[str, Any], pictures: Sequence[str] = ()) -> str:
+    """The page of a study.
+
+    Args:
+        report: of :func:`app.study.results.results`.
+        pictures: files of the pictures beside it.
+    """
+    rows = report["rows"]
+    whole = {name: row for name, row in rows.items() if row["figures"]}
+    columns = _columns(report, whole)
+    lines = [f"# {report['headline']}", "", f"Written by `app study {report['study']} --table`.", ""]
+    lines += ["| row | " + " | ".join(columns) + " |", "| --- " * (len(columns) + 1) + "|"]
+    for name, row in rows.items():
+        cells = [write(row) if row["figures"] else "–" for write in columns.values()]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    lines += ["", *_notes(report, whole)]
+    for picture in pictures:
+        lines += ["", f"![{TITLES.get(picture, report['decides'])}]({picture})"]
+    return "\n".join(lines) + "\n"
+
+
+def table(report: Mapping[str, Any]) -> str:
+    """The rows as CSV, every figure of every seed in a column of its own."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    seeds = [str(seed) for seed in report["seeds"]]
+    head = [
+        "row",
+        "n",
+        "mean",
+        "sd",
+        "low",
+        "high",
+        "verdict",
+        "p",
+        "parameters",
+        "tokens",
+        "flops",
+        "bits_per_byte",
+    ]
+    writer.writerow([*head, "state_bytes", "seconds", *(f"seed_{seed}" for seed in seeds)])
+    for name, row in report["rows"].items():
+        low, high = row.get("interval") or (None, None)
+        compared = row.get("comparison") or {}
+        figures = row["figures"]
+        values = [
+            name,
+            len(figures),
+            row.get("mean"),
+            row.get("sd"),
+            low,
+            high,
+            compared.get("verdict"),
+            compared.get("p"),
+        ]
+        values += [
+            row.get(key) for key in ("parameters", "tokens_seen", "flops", "bits_per_byte", "state_bytes")
+        ]
+        writer.writerow(
+            [*values, (row.get("times") or {}).get("seconds"), *(figures.get(seed) for seed in seeds)]
+        )
+    return out.getvalue()
+
+
+def draw(report: Mapping[str, Any], target: BinaryIO) -> None:
+    """Which rows are better: the mean of each with its interval, every seed as a dot, and the margin as a band."""
+    rows = {name: row for name, row in report["rows"].items() if row["figures"]}
+    with style.figure(figsize=(7.0, 1.2 + 0.32 * len(rows))) as (drawn, axes):
+        bases = {row["against"] for row in rows.values() if row.get("against")}
+        base = rows[bases.pop()] if len(bases) == 1 else None
+        if base is not None:
+            edges = (base["mean"] - report["margin"], base["mean"] + report["margin"])
+            axes.axvspan(*edges, color="#0072B2", alpha=0.12, linewidth=0)
+        for place, row in enumerate(rows.values()):
+            if row.get("interval"):
+                axes.plot(row["interval"], [place, place], color=style.COLOURS[0], linewidth=1.6)
+            axes.plot([row["mean"]], [place], "|", color=style.COLOURS[0], markersize=12, markeredgewidth=2)
+            figures = list(row["figures"].values())
+            axes.plot(figures, [place] * len(figures), "o", color="#777777", markersize=4, zorder=3)
+        axes.set_yticks(range(len(rows)), rows)
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.set_xlabel(report["decides"])
+        band = f"; band: ± {report['margin']:g} around {report['against']}" if base is not None else ""
+        axes.set_title(f"dots: seeds; bar: mean and 95 % interval{band}", fontsize=9)
+        style.save(drawn, target)
+
+
+def _columns(report: Mapping[str, Any], rows: Mapping[str, Any]) -> dict[str, Any]:
+    """Title to what writes a row's cell; those that no row fills are left out."""
+
+    def number(key: str, form: str) -> Any:
+        return lambda row: "–" if row.get(key) is None else format(row[key], form)
+
+    columns: dict[str, Any] = {
+        report["decides"]: lambda row: (
+            f"{row['mean']:.4f}" + ("" if row["sd"] is None else f" ± {row['sd']:.4f}")
+        ),
+        "95 % interval": lambda row: (
+            "–" if not row.get("interval") else "{:.4f} to {:.4f}".format(*row["interval"])
+        ),
+        "seeds": lambda row: f"{len(row['figures'])} of {row['n_planned']}",
+        f"against {report['against']}": _verdict,
+        "compute": lambda row: (
+            f"× {row['multiplier']['value']} ({row['multiplier']['range']})" if "multiplier" in row else "–"
+        ),
+        "bits per byte": number("bits_per_byte", ".4f"),
+        "accuracy": number("accuracy", ".2%"),
+        "parameters": number("parameters", ",d"),
+        "tokens": number("tokens_seen", ",d"),
+        "FLOPs": number("flops", ".3g"),
+        "state, bytes": number("state_bytes", ",d"),
+        "seconds": lambda row: f"{row['times']['seconds']:.0f}",
+        "tokens/s": lambda row: (
+            "–" if row["times"]["tokens_per_second"] is None else f"{row['times']['tokens_per_second']:,.0f}"
+        ),
+    }
+    return {
+        title: write for title, write in columns.items() if any(write(row) != "–" for row in rows.values())
+    }
+
+
+def _verdict(row: Mapping[str, Any]) -> str:
+    found = row.get("comparison")
+    if found is None:
+        return "–"
+    needed = f", {found['seeds']} seeds would decide" if found["seeds"] else ""
+    return f"{found['verdict']} ({found['difference']:+.4f}, p {found['p']:.2g}{needed})"
+
+
+def _notes(report: Mapping[str, Any], rows: Mapping[str, Any]) -> list[str]:
+    """What the table's words mean, and what its numbers were made with."""
+    if not rows:
+        return ["No run is finished yet."]
+    lines = [
+        f"- Less is better; the margin is {report['margin']:g}. Verdicts and p are corrected for their number (Holm)."
+    ]
+    if report["spread"] is not None:
+        spread = report["spread"]
+        needed = report["seeds_for_equivalence"] or "more than 1,000"
+        lines.append(
+            f"- A seed's figure spreads by {spread['sd']:.4f}, pooled over all rows ({spread['degrees']} degrees of "
+            f"freedom); equivalence of equal rows takes {needed} seeds each for 80 % power."
+        )
+    tuned = {name: row["tuned"] for name, row in rows.items() if row["tuned"]}
+    lines += [
+        f"- {name} was tuned to {', '.join(f'{k} {v}' for k, v in of.items())}." for name, of in tuned.items()
+    ]
+    origins = [origin for row in rows.values() for origin in row["made_with"]]
+    for key, words in (("device", "device"), ("torch", "PyTorch"), ("path", "steps"), ("commit", "commit")):
+        said = sorted({str(origin.get(key)) for origin in origins})
+        lines.append(f"- {words}: {', '.join(said)}.")
+    return lines

@@ -1,0 +1,1 @@
+"""Loggers of a run: TensorBoard's event files, metrics.csv and what lies beside it."""

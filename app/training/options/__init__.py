@@ -1,0 +1,1 @@
+"""Options between a configuration and the classes that take them."""

@@ -1,0 +1,30 @@
+"""The options of a run beside those of its model, data and trainer."""
+
+from app.options import NonNegativeInt, PositiveInt
+
+
+class RunOptions:
+    """What is said once for a whole run.
+
+    Args:
+        seed: of weights, data order and dropout.
+        checkpoint_every_n_steps: optimizer steps between checkpoints, of which the last two are kept.
+        keep_every_n_steps: steps between checkpoints that stay, written where none is due; 0 for none.
+        fast_nondeterministic: the fastest operations of a GPU, with which equal runs differ.
+        graph: replay a step's kernels as a CUDA graph: on a GPU they are recorded once and launched together from then
+            on; the bits are the same.
+    """
+
+    def __init__(
+        self,
+        seed: NonNegativeInt = 1337,
+        checkpoint_every_n_steps: PositiveInt = 250,
+        keep_every_n_steps: NonNegativeInt = 0,
+        fast_nondeterministic: bool = False,
+        graph: bool = True,
+    ):
+        self.seed = seed
+        self.checkpoint_every_n_steps = checkpoint_every_n_steps
+        self.keep_every_n_steps = keep_every_n_steps
+        self.fast_nondeterministic = fast_nondeterministic
+        self.graph = graph

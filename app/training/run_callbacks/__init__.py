@@ -1,0 +1,1 @@
+"""Callbacks that belong to every run: checkpoints, records, stops."""

@@ -1,0 +1,1 @@
+"""Synthetic tasks, one file each, found by their names; see :mod:`datamodules.tasks`."""

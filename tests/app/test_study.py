@@ -1,0 +1,128 @@
+"""A study of real runs: killed at random moments and gone on with, verified, one job of an array."""
+
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support import tiny
+from tests.support.application import REPOSITORY, Application
+
+pytestmark = pytest.mark.process
+
+
+def write_study(folder: Path, **keys: Any) -> Path:
+    gpt = tiny.gpt(tiny.write_text(folder / "text.txt", 900), trainer__max_steps=20)
+    base = tiny.write(folder / "base.yaml", tiny.changed(gpt, {"trainer__val_check_interval": 10}))
+    given = {"base": base.name, "rows": {"gpt": {}}, "seeds": [1, 2], "margin": 0.5} | keys
+    return tiny.write(folder / "widths.yaml", given)
+
+
+def without_times(output: Path) -> dict[str, Any]:
+    report: dict[str, Any] = json.loads((output / "results.json").read_text())
+    for row in report["rows"].values():
+        row.pop("times", None)
+    return report
+
+
+def command(*words: Any) -> list[str]:
+    return [sys.executable, "-m", "app", "study", *map(str, words)]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+
+
+def killed_and_gone_on_with(study: Path, output: Path, seed: int, n_kills: int, parallel: int = 1) -> None:
+    """Runs a study whose runner, runs and runner, or both at once, are killed at random moments, until it is whole."""
+    draw = random.Random(seed)
+    words = command(study, "--output", output, "--parallel", parallel)
+    for number in range(n_kills):
+        runner = subprocess.Popen(words, env=environment(), cwd=study.parent, stdout=subprocess.DEVNULL)
+        time.sleep(draw.uniform(4, 16))
+        children = subprocess.run(
+            ["ps", "-o", "pid=", "--ppid", str(runner.pid)], capture_output=True, text=True
+        ).stdout.split()
+        what = ("runner", "runs", "both")[number % 3]
+        for pid in children if what != "runner" else []:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(pid), signal.SIGKILL)
+        time.sleep(draw.uniform(0, 8) if what == "runs" else 0)
+        runner.kill()
+        runner.wait()
+    ended = subprocess.run(words, env=environment(), cwd=study.parent, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+
+
+@pytest.mark.stress
+def test_a_study_that_is_killed_ends_as_one_that_is_not(application: Application, tmp_path: Path) -> None:
+    study = write_study(tmp_path)
+    whole = application.run("study", study, "--output", tmp_path / "whole", "--parallel", 2, cwd=tmp_path)
+    assert whole.code == 0, whole
+    assert "gpt/seed_2: finished at step 20" in whole.out
+    assert "2/2" in whole.out
+    broken = tmp_path / "broken"
+    runner = application.start("study", study, "--output", broken, cwd=tmp_path)
+    run = broken / "runs" / "gpt" / "seed_1"
+    runner.wait_until(lambda: (run / "metrics.csv").exists(), "begin its first run")
+    runner.kill()  # and its run goes on
+    runner.wait()
+    again = application.run("study", study, "--output", broken, cwd=tmp_path)
+    assert again.code == 0, again
+    assert without_times(broken) == without_times(tmp_path / "whole")
+    # A finished study costs next to nothing, and checkpoints may be gone.
+    for checkpoint in broken.rglob("*.ckpt*"):
+        checkpoint.unlink()
+    launches = len(json.loads((run / "run.json").read_text())["launches"])
+    assert application.run("study", study, "--output", broken, cwd=tmp_path).code == 0
+    assert len(json.loads((run / "run.json").read_text())["launches"]) == launches
+    one = application.run("study", study, "--output", broken, "--index", 1, cwd=tmp_path)
+    assert (one.code, one.out) == (0, "gpt/seed_2 is finished; nothing to do\n")
+
+
+def test_rows_that_fit_would_refuse_are_told_before_anything_runs(
+    application: Application, tmp_path: Path
+) -> None:
+    study = write_study(tmp_path, product={"model.d_modle": [8, 16]})
+    ended = application.run("study", study, "--output", tmp_path / "out", cwd=tmp_path)
+    assert ended.code == 2
+    assert ended.err.splitlines() == [
+        f"error: row gpt-d_modle_{width}: model.init_args.d_modle (command line): there is no such key; did you mean "
+        "'d_model'?"
+        for width in (8, 16)
+    ]
+    assert not (tmp_path / "out" / "runs").exists()
+    # A job of an array is refused by app fit itself.
+    assert application.run("study", study, "--index", 9, cwd=tmp_path).code == 2
+
+
+@pytest.mark.stress
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("seed", [0])
+def test_twelve_rows_killed_at_random_moments(tmp_path: Path, seed: int) -> None:
+    product = {"model.d_model": [8, 12, 16, 24], "model.dropout": [0.0, 0.1, 0.2]}
+    study = write_study(tmp_path, product=product, seeds=[1, 2, 3])
+    began = time.monotonic()
+    ended = subprocess.run(
+        command(study, "--output", tmp_path / "whole", "--parallel", 2),
+        env=environment(), cwd=tmp_path, capture_output=True, text=True,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    print(f"12 rows of 3 seeds: {time.monotonic() - began:.0f} s")
+    killed_and_gone_on_with(study, tmp_path / "broken", seed, n_kills=3, parallel=2)
+    assert without_times(tmp_path / "broken") == without_times(tmp_path / "whole")
+    row = "gpt-d_model_8-dropout_0.0"
+    verified = subprocess.run(
+        command(study, "--output", tmp_path / "broken", "--verify", row),
+        env=environment(), cwd=tmp_path, capture_output=True, text=True,
+    )  # fmt: skip
+    assert verified.returncode == 0, verified.stdout + verified.stderr
+    assert f"{row}/seed_1: the same to the last bit, 20 steps" in verified.stdout

@@ -1,0 +1,181 @@
+"""Jobs side by side: what fails, what is killed, what somebody else is at, and what is not this study's."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from app.run.errors import ConfigurationError
+from app.run.lock import RunLock
+from app.study.display import LiveTable, said, table
+from app.study.engine import Engine, visible_devices
+from app.study.jobs import Job, Standing, require_own
+from app.study.pages import markdown
+from app.study.pages import table as csv_of
+from app.study.plan import Row, Study
+from app.study.results import results
+
+#: writes what a run leaves, after some seconds; the third argument says how it ends
+RUN = """
+import json, pathlib, signal, sys, time
+run, seconds, how, loss = pathlib.Path(sys.argv[1]), float(sys.argv[2]), sys.argv[3], float(sys.argv[4])
+run.mkdir(parents=True, exist_ok=True)
+def status(state, code, reason=""):
+    (run / "status.json").write_text(json.dumps({"state": state, "step": 5, "exit_code": code, "reason": reason}))
+def leave(*_):
+    status("stopped", 143, "SIGTERM"); sys.exit(143)
+signal.signal(signal.SIGTERM, leave)
+(run / "run.json").write_text(json.dumps({"launches": [{"command": ["app", "fit"], "device": "cpu"}]}))
+(run / "metrics.csv").write_text("step,speed/seconds\\n5,2.5\\n")
+status("running", None)
+time.sleep(seconds)
+if how == "fail":
+    print("error: nothing to train on"); sys.exit(2)
+(run / "summary.json").write_text(json.dumps({"val/loss": loss, "parameters": 10, "tokens_seen": 50, "flops": 1e9, "launch/seconds": time.time()}))
+status("finished", 0)
+"""
+
+
+class Short(Job):
+    """A job whose process takes a moment."""
+
+    @property
+    def process(self) -> list[str]:
+        how = self.row.values.get("how", "finish")
+        loss = float(self.row.values["loss"]) + 0.001 * self.seed
+        return [
+            sys.executable,
+            "-c",
+            RUN,
+            str(self.run),
+            str(self.row.values.get("seconds", 0.0)),
+            how,
+            str(loss),
+        ]
+
+
+def jobs(folder: Path, seeds: Sequence[int] = (1, 2), **rows: dict[str, object]) -> list[Job]:
+    made = [Row(name, name, ("gpt_char",), {"loss": 1.5} | values) for name, values in rows.items()]
+    return [Short(row, seed, folder, {}) for row in made for seed in seeds]
+
+
+def engine(n_slots: int = 2) -> Engine:
+    return Engine(n_slots, [], LiveTable({}, stream=open(os.devnull, "w")))
+
+
+def test_everything_finishes_once(tmp_path: Path) -> None:
+    made = jobs(tmp_path, a={}, b={})
+    standings = engine().run(made)
+    assert {standing.state for standing in standings.values()} == {"finished"}
+    assert sorted(standings) == ["a/seed_1", "a/seed_2", "b/seed_1", "b/seed_2"]
+    times = [job.run.summary.stat().st_mtime_ns for job in made]
+    began = time.monotonic()
+    engine().run(made)
+    assert time.monotonic() - began < 1
+    assert [job.run.summary.stat().st_mtime_ns for job in made] == times
+
+
+def test_a_row_that_fails_stops_no_other(tmp_path: Path) -> None:
+    made = jobs(tmp_path, (1,), bad={"how": "fail"}, good={})
+    standings = engine(1).run(made)
+    assert standings["good/seed_1"].state == "finished"
+    assert said(standings["bad/seed_1"]) == "failed with exit code 2: error: nothing to train on"
+    assert "good  1/1" in "\n".join(table(made, standings, {}))
+
+
+def test_slots_run_side_by_side(tmp_path: Path) -> None:
+    made = jobs(tmp_path, (1, 2, 3, 4), a={"seconds": 1.0})
+    began = time.monotonic()
+    engine(4).run(made)
+    assert time.monotonic() - began < 3.5
+
+
+def test_what_another_process_is_at_is_waited_for(tmp_path: Path) -> None:
+    (job,) = jobs(tmp_path, (1,), a={})
+    job.run.path.mkdir(parents=True)
+    lock = RunLock(job.run, witness=job.run.manifest)
+    lock.acquire()
+    assert job.standing().state == "running"
+    threading.Timer(1.0, lock.release).start()
+    began = time.monotonic()
+    assert engine().run([job])[job.name].state == "finished"
+    assert time.monotonic() - began > 0.9
+
+
+def test_a_signal_reaches_what_runs(tmp_path: Path) -> None:
+    program = (
+        "import sys; sys.path.insert(0, sys.argv[1]); import signal, pathlib\n"
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))\n"
+        "import importlib.util as u; s = u.spec_from_file_location('t', sys.argv[2]); t = u.module_from_spec(s); s.loader.exec_module(t)\n"
+        "t.engine(1).run(t.jobs(pathlib.Path(sys.argv[3]), (1, 2), a={'seconds': 60}))\n"
+    )
+    root = Path(__file__).resolve().parents[2]
+    runner = subprocess.Popen([sys.executable, "-c", program, str(root), __file__, str(tmp_path)])
+    first, second = jobs(tmp_path, a={"seconds": 60})
+    for _ in range(300):
+        if first.run.status.exists():
+            break
+        time.sleep(0.1)
+    runner.send_signal(signal.SIGTERM)
+    assert runner.wait(20) == 143
+    assert first.standing() == Standing("stopped", 5, 143, "SIGTERM")
+    assert second.standing().state == "waiting"
+
+
+def test_folders_of_others_are_refused(tmp_path: Path) -> None:
+    made = jobs(tmp_path, (1,), a={}, b={}, c={}, d={})
+    engine().run(made[2:])
+    made[0].run.path.mkdir(parents=True)
+    (made[0].run.path / "notes.txt").write_text("mine")
+    made[1].run.path.mkdir(parents=True)
+    made[1].run.manifest.write_text(json.dumps({"launches": [{"command": ["app", "fit", "other"]}]}))
+    other = Row("c", "c", ("gpt_char",), {"loss": 2.5})
+    with pytest.raises(ConfigurationError) as error:
+        require_own([made[0], made[1], Short(other, 1, tmp_path, {}), made[3]])
+    problems = error.value.problems
+    assert ["row a/" in problems[0], "notes.txt" in problems[0]] == [True, True]
+    assert "row b/seed_1" in problems[1] and "was made by other settings" in problems[1]
+    assert "row c/seed_1" in problems[2]
+    assert len(problems) == 3
+
+
+def test_other_threads_are_other_bits(tmp_path: Path) -> None:
+    (job,) = jobs(tmp_path, (1,), a={})
+    assert job.digest != Short(job.row, 1, tmp_path, {}, threads=2).digest
+    assert job.environment()["OMP_NUM_THREADS"] == "1"
+    assert job.environment("3")["CUDA_VISIBLE_DEVICES"] == "3"
+
+
+def test_devices_are_those_that_may_be_seen() -> None:
+    assert visible_devices({}, lambda: 2) == ["0", "1"]
+    assert visible_devices({"CUDA_VISIBLE_DEVICES": "4, 6"}, lambda: 8) == ["4", "6"]
+    assert visible_devices({"CUDA_VISIBLE_DEVICES": ""}, lambda: 8) == []
+
+
+def test_the_table_says_what_the_figures_allow(tmp_path: Path) -> None:
+    made = jobs(tmp_path, (1, 2, 3), gpt={}, better={"loss": 1.3}, same={}, absent={"how": "fail"})
+    engine(4).run(made)
+    rows = [made[i].row for i in range(0, 12, 3)]
+    report = results(Study("s", "A headline", rows, (1, 2, 3), margin=0.01, against="gpt"), made)
+    assert report["spread"] == {"sd": pytest.approx(0.001), "degrees": 6}
+    verdicts = {name: row.get("comparison", {}).get("verdict") for name, row in report["rows"].items()}
+    assert verdicts == {"gpt": None, "better": "better", "same": "equivalent", "absent": None}
+    page = markdown(report, ["results.png"])
+    assert page.startswith("# A headline\n")
+    assert "| better | 1.3020 ± 0.0010 |" in page
+    assert "| absent | – |" in page
+    assert csv_of(report).splitlines()[2].startswith("better,3,1.3")
+    without_times = json.dumps(
+        [{k: v for k, v in row.items() if k != "times"} for row in report["rows"].values()]
+    )
+    again = results(Study("s", "A headline", rows, (1, 2, 3), margin=0.01, against="gpt"), made)
+    assert without_times == json.dumps(
+        [{k: v for k, v in row.items() if k != "times"} for row in again["rows"].values()]
+    )
