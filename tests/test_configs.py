@@ -2,6 +2,7 @@
 
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -53,6 +54,17 @@ def catalogue() -> dict[str, dict[str, str]]:
     return rows
 
 
+def pairs() -> list[Any]:
+    """Each experiment with one overlay after the other; with all of them in the slow form."""
+    overlays = [name for name in NAMES if name.startswith("hardware/")]
+    experiments = [name for name in NAMES if name not in overlays]
+    return [
+        pytest.param(experiment, overlay, marks=[pytest.mark.stress] * ((i + j) % len(overlays) > 0))
+        for i, experiment in enumerate(experiments)
+        for j, overlay in enumerate(overlays)
+    ]
+
+
 def test_configurations_are_found() -> None:
     assert shipped_directory() == Path(__file__).resolve().parents[1] / "configs"
     assert {"tilelli_banks4", "tilelli_banks1", "gpt_char", "debug/overfit"} <= set(NAMES)
@@ -85,8 +97,7 @@ def test_the_catalogue_says_what_they_say() -> None:
 
 
 @pytest.mark.usefixtures("_two_gpus")
-@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("hardware/")])
-@pytest.mark.parametrize("experiment", [name for name in NAMES if not name.startswith("hardware/")])
+@pytest.mark.parametrize(("experiment", "name"), pairs())
 def test_overlay_changes_the_trainer_only(name: str, experiment: str) -> None:
     overlay = read_config(find_config(name)).data
     assert list(overlay) == ["trainer"]

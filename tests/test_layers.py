@@ -42,18 +42,27 @@ def test_contracts_hold() -> None:
     [
         ("app/records.py", "import numpy", "records and operators need PyTorch and nothing else"),
         ("app/ops/ternary/naive.py", "import app.records", "records and operators do not know each other"),
-        ("app/models/gpt/network.py", "import lightning", "networks are pure PyTorch"),
-        ("app/run/launching.py", "import app.models", "the run machinery stands alone"),
-        ("app/training/modules.py", "import callbacks", "training knows networks by their interface"),
-        ("app/training/modules.py", "import datamodules.char", "training reaches operators through networks"),
-        ("app/analysis/__init__.py", "import app.training", "analyses read networks and records"),
-        ("callbacks/throughput.py", "import app.run.launching", "watchers need neither the run"),
-        ("callbacks/throughput.py", "import app.models", "watchers read records"),
-        ("datamodules/text.py", "import app.records", "data sets know no network"),
-        ("app/study/statistics.py", "import app.training.counts", "studies start processes"),
-        ("app/bench/timing.py", "import app.commands", "measurements are of what there is"),
-        ("app/commands/fit.py", "import callbacks", "commands name no watcher"),
-        ("datamodules/tokenizers/base.py", "import lightning", "a trained network loads without"),
+        *(
+            pytest.param(*row, marks=pytest.mark.stress)
+            for row in (
+                ("app/models/gpt/network.py", "import lightning", "networks are pure PyTorch"),
+                ("app/run/launching.py", "import app.models", "the run machinery stands alone"),
+                ("app/training/modules.py", "import callbacks", "training knows networks by their interface"),
+                (
+                    "app/training/modules.py",
+                    "import datamodules.char",
+                    "training reaches operators through networks",
+                ),
+                ("app/analysis/__init__.py", "import app.training", "analyses read networks and records"),
+                ("callbacks/throughput.py", "import app.run.launching", "watchers need neither the run"),
+                ("callbacks/throughput.py", "import app.models", "watchers read records"),
+                ("datamodules/text.py", "import app.records", "data sets know no network"),
+                ("app/study/statistics.py", "import app.training.counts", "studies start processes"),
+                ("app/bench/timing.py", "import app.commands", "measurements are of what there is"),
+                ("app/commands/fit.py", "import callbacks", "commands name no watcher"),
+                ("datamodules/tokenizers/base.py", "import lightning", "a trained network loads without"),
+            )
+        ),
     ],
 )
 def test_each_contract_can_break(tmp_path: Path, module: str, line: str, contract: str) -> None:

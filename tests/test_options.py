@@ -147,6 +147,7 @@ def test_a_value_is_parsed_by_its_type_alone() -> None:
             parsed(annotation, "", text=text)
 
 
+@pytest.mark.stress
 def test_ranges_hold_without_pydantic() -> None:
     """Which the parser would ask, if it is there, for ranges in the types; it is no dependency."""
     source = """

@@ -75,6 +75,8 @@ def _refuse(options: argparse.Namespace) -> None:
         problems.append(
             "--check: has sizes of its own; those of one network can be changed, with --model NAME"
         )
+    if "graphed" in (options.paths or ()) and not options.check and options.device == "cpu":
+        problems.append("--paths graphed: graphs need a GPU; leave it out")
     if options.windows < MIN_WINDOWS and not options.quick:
         problems.append(
             f"--windows {options.windows}: must be at least {MIN_WINDOWS}, for a median to mean something"
@@ -260,8 +262,6 @@ class Bench:
         """Those that are asked for and that this device has."""
         asked = self.options.paths or USUAL_PATHS
         on_gpu = self.device.type == "cuda"
-        if self.options.paths and "graphed" in asked and not on_gpu:
-            raise ConfigurationError("--paths graphed: graphs need a GPU; leave it out")
         return [path for path in asked if path != "graphed" or on_gpu]
 
     def _subject(self, name: str, changed: dict[str, int] | None = None) -> "Subject":

@@ -46,6 +46,7 @@ def reads(application: Application, folder: Path, text: Path, steps: int) -> int
     return json.loads((folder / "reads.json").read_text())
 
 
+@pytest.mark.stress
 def test_more_steps_between_two_logged_ones_read_no_more(
     application: Application, tmp_path: Path, text: Path
 ) -> None:

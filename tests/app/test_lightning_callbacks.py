@@ -176,7 +176,9 @@ EQUILIBRIUM = {
 }
 
 
-@pytest.mark.parametrize("averaging", [EMA, named("WeightAveraging")], ids=["ema", "equal"])
+@pytest.mark.parametrize(
+    "averaging", [EMA, pytest.param(named("WeightAveraging"), marks=pytest.mark.stress)], ids=["ema", "equal"]
+)
 def test_averages_go_on_exactly(application: Application, tmp_path: Path, averaging: Any) -> None:
     config = written(tmp_path, averaging, model=EQUILIBRIUM)
     longer = ("--trainer.max_steps", 24)
@@ -211,6 +213,7 @@ def test_averages_go_on_exactly(application: Application, tmp_path: Path, averag
     assert float(printed[1]) == pytest.approx(float(rows[str(best)]["val/loss"]), abs=1e-8)
 
 
+@pytest.mark.stress
 def test_an_average_is_right_whenever_a_run_is_stopped(application: Application, tmp_path: Path) -> None:
     config = written(tmp_path, EMA)
     clean = application.fit(config, tmp_path / "clean")
@@ -254,6 +257,7 @@ def test_a_run_that_averages_no_more_trains_on_what_was_trained(
 # -- two ranks ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.stress
 def test_two_ranks_end_average_and_save_alike(application: Application, tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     config = written(

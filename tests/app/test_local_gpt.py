@@ -60,6 +60,7 @@ def feedback(run: Path, at: int = -1) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in state.items() if name.endswith(".feedback")}
 
 
+@pytest.mark.stress
 @side_by_side
 def test_feedback_after_a_kill_and_on_two_ranks(application: Application, tmp_path: Path) -> None:
     config = configuration(tmp_path)

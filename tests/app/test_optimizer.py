@@ -10,6 +10,7 @@ from tests.support.application import Application
 pytestmark = pytest.mark.process
 
 
+@pytest.mark.stress
 def test_muon_goes_on_bit_for_bit_and_stays_muon(
     application: Application, tmp_path: Path, text: Path
 ) -> None:

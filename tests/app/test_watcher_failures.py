@@ -28,6 +28,7 @@ def configured(folder: Path, **changes: object) -> Path:
     return tiny.write(folder / "config.yaml", watched.configuration("equilibrium", text, **changes))
 
 
+@pytest.mark.stress
 @side_by_side
 def test_one_logged_step_is_drawn(application: Application, tmp_path: Path) -> None:
     config = configured(tmp_path, trainer__max_steps=1, trainer__val_check_interval=1)

@@ -123,7 +123,7 @@ def test_nothing_that_the_help_lists_is_missing(folder: Path) -> None:
     assert "LearningRateFinder" not in completed(folder, "app fit --trainer.callbacks+ ")
 
 
-@pytest.mark.parametrize("shell", ["zsh", "tcsh"])
+@pytest.mark.parametrize("shell", ["zsh", pytest.param("tcsh", marks=pytest.mark.stress)])
 def test_other_shells_get_a_script_that_they_can_read(tmp_path: Path, shell: str) -> None:
     script = app("completion", shell, cwd=tmp_path)
     for word in ("crystallize", "gpt_char", "model.learning_rate", "TilelliModule", "hardware/ddp"):

@@ -55,6 +55,7 @@ def test_files_are_named_after_the_class(name: str, title: str, module: str) -> 
     assert module_name(title) == module
 
 
+@pytest.mark.stress
 @pytest.mark.process
 def test_the_tests_of_what_was_written_pass(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for kind, name in NAMES.items():

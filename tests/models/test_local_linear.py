@@ -419,6 +419,7 @@ def test_accumulation(rule: str) -> None:
     follow(rule, in_four)
 
 
+@pytest.mark.stress
 @pytest.mark.parametrize("rule", ["fa", pytest.param("dfa", marks=pytest.mark.stress)])
 def test_whole_curves_with_accumulation(rule: str) -> None:
     curves = []
@@ -502,6 +503,7 @@ def test_bfloat16(rule: str) -> None:
     )
 
 
+@pytest.mark.stress
 @pytest.mark.parametrize(
     "rule",
     ["fa", DERIVATIVE, *(pytest.param(rule, marks=pytest.mark.stress) for rule in ("dfa", "sign_sym"))],

@@ -225,7 +225,16 @@ def test_a_block_is_called_alike_in_every_place(name: str) -> None:
     assert seen[: len(lengths)] == [((2, n, width), (2, n, width)) for n in lengths]
 
 
-@pytest.mark.parametrize("name", ["gpt", "crystal", "local_gpt", "equilibrium", "tilelli, banks"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "gpt",
+        *(
+            pytest.param(name, marks=pytest.mark.stress)
+            for name in ("crystal", "local_gpt", "equilibrium", "tilelli, banks")
+        ),
+    ],
+)
 def test_a_compiled_block_is_the_same(name: str) -> None:
     """By the compiler's front end alone, which leaves the arithmetic as it is."""
     plain = network(name).eval()

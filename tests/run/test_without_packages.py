@@ -26,6 +26,7 @@ def test_a_package_is_missing_for_a_while(tmp_path: Path, monkeypatch: pytest.Mo
     assert importlib.metadata.version("pytest")
 
 
+@pytest.mark.stress
 def test_the_compiler_is_there_for_whoever_asks_for_more_of_it() -> None:
     program = """
 import sys

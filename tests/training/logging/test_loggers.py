@@ -251,6 +251,7 @@ def test_a_file_that_is_removed_meanwhile(tmp_path: Path, name: str) -> None:
         RunFilesLogger(tmp_path / "run").log_figure("depth/a", b"", 3)
 
 
+@pytest.mark.stress
 @pytest.mark.process
 def test_a_killed_process_loses_no_complete_row(tmp_path: Path) -> None:
     program = (
