@@ -1,80 +1,22 @@
 """What the networks have in common: how weights start, the norm of a row, and what a token costs."""
 
-from typing import Any, TypeVar
+from typing import TypeVar
 
-import torch
 from torch import Tensor, nn
+
+from app.ops.layer_norm import layer_norm
 
 INITIAL_STD = 0.02  # GPT-2's
 M = TypeVar("M", bound=nn.Module)
 
 
 class LayerNorm(nn.LayerNorm):
-    """LayerNorm that sends no gradient into a constant row, whose direction it cannot tell.
-
-    ``(x − mean x) / √(var x + ε)`` divides by a guard where the variance is 0: there it is only by ε that it has a
-    derivative, 1/√ε = 316. A token of which dropout has left nothing stays a row of zeros through the blocks, and
-    each norm on its way multiplies its gradient by 316 again: to 10¹⁵ over 6 blocks whose norms follow one another,
-    beyond fp32 over 12 and more. The function without the guard has no derivative at such a row; of its
-    generalised ones 0 is the symmetric one, as for ``|x|`` at 0 or ``√`` in a norm. Every other row has PyTorch's
-    gradient to the last bit.
-    """
+    """LayerNorm that sends no gradient into a constant row; every other row has PyTorch's. See
+    :func:`app.ops.layer_norm.layer_norm`."""
 
     def forward(self, x: Tensor) -> Tensor:
         """``(…, D) → (…, D)``."""
         return layer_norm(x, self.weight, self.bias, self.eps)
-
-
-def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
-    """:class:`LayerNorm` over the last axis of ``x (…, D)``, with gain and bias ``(D)`` or without."""
-    if not (torch.is_grad_enabled() and x.requires_grad):
-        # As `F.layer_norm`, which asks about cuDNN first: a fifth of the time of a single row.
-        return torch.layer_norm(x, x.shape[-1:], weight, bias, eps)
-    if x.device.type != "cpu" and torch.is_autocast_enabled(x.device.type):
-        # As autocast has it there (on the CPU it leaves norms alone); it does not look into functions of our own.
-        x, weight, bias = (
-            wide(x),
-            None if weight is None else wide(weight),
-            None if bias is None else wide(bias),
-        )
-    y: Tensor = _LayerNorm.apply(x, weight, bias, eps)
-    return y
-
-
-class _LayerNorm(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
-        y, mean, reciprocal = torch.native_layer_norm(x, x.shape[-1:], weight, bias, eps)
-        ctx.eps = eps
-        ctx.save_for_backward(x, weight, bias, mean, reciprocal)
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, bias, mean, reciprocal = ctx.saved_tensors
-        factor = without_constant_rows(reciprocal, ctx.eps)
-        wanted = ctx.needs_input_grad[:3]
-        return *_BACKWARD(gradients[0], x, x.shape[-1:], mean, factor, weight, bias, wanted), None
-
-
-_BACKWARD = torch.ops.aten.native_layer_norm_backward.default
-
-
-def without_constant_rows(reciprocal: Tensor, eps: float) -> Tensor:
-    """``1/√(var + eps)`` of each row, 0 where the variance is 0 to rounding: a factor of gradients.
-
-    Args:
-        reciprocal: as ``native_layer_norm`` returns it; its type says what rounding is.
-        eps: added to the variance.
-    """
-    # A few units in the last place below 1/√eps: a GPU's own root is that far off.
-    of_constant_row = eps**-0.5 * (1 - 4 * torch.finfo(reciprocal.dtype).eps)
-    return torch.where(reciprocal < of_constant_row, reciprocal, 0.0)
-
-
-def wide(x: Tensor) -> Tensor:
-    """In fp32 at least, as autocast would have a LayerNorm."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def modules_of(owner: nn.Module, kind: type[M]) -> list[M]:

@@ -10,6 +10,7 @@ from torch import Tensor
 from app.ops import Form, use_form
 from app.ops.banked_causal_conv import banked_causal_conv
 from app.ops.banked_diagonal_scan import banked_diagonal_scan
+from app.ops.layer_norm import layer_norm
 from app.ops.pathway_mix import pathway_mix
 from app.ops.ternary import learned_step_ternary, ternary
 from tests import tolerances
@@ -80,6 +81,14 @@ def mix(B: int, T: int, D: int, P: int, dtype: torch.dtype = torch.float32) -> C
     )
 
 
+def norm(B: int, T: int, D: int, affine: bool = True, dtype: torch.dtype = torch.float32) -> Call:
+    draw = Draw(B + T + D)
+    x = draw(B, T, D, dtype=dtype).detach() * 2 + 0.5
+    x[:, T // 2] = 0.25  # constant rows, which get no gradient
+    gain, bias = (draw(D), draw(D)) if affine else (None, None)
+    return Call(layer_norm, {"x": x.requires_grad_(), "weight": gain, "bias": bias, "eps": 1e-5})
+
+
 CALLS = {
     "conv: one token, fewer than taps": (conv, (2, 1, 5, 3, 6)),
     "conv: several slices": (conv, (1, 19, 40, 3, 4)),
@@ -94,6 +103,8 @@ CALLS = {
     "ternary: per row": (absmean, ((3, 9, 7), (-1,))),
     "lsq": (learned, (3, 9, 7)),
     "lsq: in chunks": (learned, (2, 260, 67)),
+    "norm: rows that share a tile": (norm, (2, 9, 40)),
+    "norm: without gain and bias": (norm, (1, 3, 520, False)),
     "mix": (mix, (2, 9, 40, 5)),
     "mix: wider than a tile": (mix, (1, 5, 520, 3)),
 }
@@ -106,9 +117,11 @@ LARGER = {
     "scan: T=257": (scan, (2, 257, 40, 3)),
     "scan: many banks": (scan, (1, 300, 40, 8)),
     "scan: narrow blocks": (scan, (1, 1100, 20, 2)),
+    "norm: more tiles than programs": (norm, (1, 530, 1030)),
     "mix: many tokens": (mix, (2, 257, 96, 4)),
 }
 HALF = {
+    "norm": (norm, (2, 9, 40, True)),
     "conv": (conv, (1, 9, 40, 3, 5)),
     "scan": (scan, (1, 40, 7, 2)),
     "mix": (mix, (2, 9, 40, 5)),

@@ -11,8 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from app.models.layers import LayerNorm, layer_norm, wide, without_constant_rows
+from app.models.layers import LayerNorm
 from app.models.rules import FollowsRule
+from app.ops.layer_norm import layer_norm
+from app.ops.layer_norm.vectorized import wide, without_constant_rows
 
 LAYER_NORM_EPS = 1e-5  # PyTorch's
 
@@ -110,7 +112,7 @@ class LayerNormSurrogate(nn.Module, FollowsRule):
     - ``projected``: ``(v − mean v − z · mean(v z)) / σ``, the exact gradient.
     - ``center_scale``: ``(v − mean v) / σ``, without the projection.
 
-    Nothing is sent into a constant row, see :class:`~app.models.layers.LayerNorm`.
+    Nothing is sent into a constant row, see :func:`~app.ops.layer_norm.layer_norm`.
 
     Args:
         mode: which formula.
