@@ -4,6 +4,7 @@ from typing import TypeVar
 
 from torch import Tensor, nn
 
+from app.ops.embedding import embedding
 from app.ops.layer_norm import layer_norm
 
 INITIAL_STD = 0.02  # GPT-2's
@@ -17,6 +18,14 @@ class LayerNorm(nn.LayerNorm):
     def forward(self, x: Tensor) -> Tensor:
         """``(…, D) → (…, D)``."""
         return layer_norm(x, self.weight, self.bias, self.eps)
+
+
+class Embedding(nn.Embedding):
+    """Embedding whose gradient has one order and is fast: see :func:`app.ops.embedding.embedding`."""
+
+    def forward(self, idx: Tensor) -> Tensor:
+        """``(…) → (…, D)``."""
+        return embedding(idx, self.weight)
 
 
 def modules_of(owner: nn.Module, kind: type[M]) -> list[M]:

@@ -145,7 +145,7 @@ def test_summary() -> None:
 @pytest.mark.parametrize(
     ("packed", "what", "remedy"),
     [
-        (gzip.compress(b"text"), "compressed (gzip)", "`gunzip -k 'a b.txt'`"),
+        (gzip.compress(b"text", mtime=0), "compressed (gzip)", "`gunzip -k 'a b.txt'`"),
         (bz2.compress(b"text"), "compressed (bzip2)", "`bunzip2 -k 'a b.txt'`"),
         (lzma.compress(b"text"), "compressed (xz)", "`unxz -k 'a b.txt'`"),
         (b"PK\x03\x04" + bytes(30), "compressed (zip)", "`unzip 'a b.txt'`"),

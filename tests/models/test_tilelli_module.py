@@ -9,6 +9,7 @@ from app import options
 from app.models.tilelli import TilelliBlock, TilelliLM
 from app.training import TilelliModule
 from app.training.options.network_size import size_problem
+from tests.support.names import name_of
 
 
 def without_effect(**changes: Any) -> dict[str, str]:
@@ -70,7 +71,7 @@ def test_a_width_beyond_any_memory_is_a_problem_like_others(d_model: int) -> Non
         ({"hadamard": True, "d_model": 63, "dense_expand": 3}, {"hadamard"}),
         ({"hadamard": True, "d_model": 64, "dense_expand": 3}, set()),
     ],
-    ids=str,
+    ids=name_of,
 )
 def test_settings_without_effect(changes: dict[str, Any], named: set[str]) -> None:
     several = {"n_banks": 2, "position": "learned"}

@@ -19,6 +19,7 @@ from app.ops.hadamard.naive import hadamard_matrix
 from tests import tolerances
 from tests.models.tilelli_cases import VOCABULARY, WIDTH, batch, small_network
 from tests.parity import relative_error
+from tests.support.names import name_of
 
 
 def results(**options: Any) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
@@ -50,7 +51,7 @@ CHANGES: list[tuple[dict[str, Any], bool, bool, set[str]]] = [
 ]
 
 
-@pytest.mark.parametrize(("options", "changes_logits", "changes_aux", "added"), CHANGES, ids=str)
+@pytest.mark.parametrize(("options", "changes_logits", "changes_aux", "added"), CHANGES, ids=name_of)
 def test_option_changes_what_it_says(
     options: dict[str, Any], changes_logits: bool, changes_aux: bool, added: set[str]
 ) -> None:
@@ -64,7 +65,7 @@ def test_option_changes_what_it_says(
 
 
 @pytest.mark.parametrize(
-    "options", [{"bank_gate": "bank"}, {"balance": "switch"}, {"balance": "bias"}], ids=str
+    "options", [{"bank_gate": "bank"}, {"balance": "switch"}, {"balance": "bias"}], ids=name_of
 )
 def test_bank_options_change_nothing_with_a_single_bank(options: dict[str, Any]) -> None:
     logits, aux_loss, _ = results()
@@ -73,7 +74,9 @@ def test_bank_options_change_nothing_with_a_single_bank(options: dict[str, Any])
     assert torch.equal(aux_loss, new_aux_loss)
 
 
-@pytest.mark.parametrize("options", [{"hadamard": True}, {"per_row": True}, {"fp_attention": True}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{"hadamard": True}, {"per_row": True}, {"fp_attention": True}], ids=name_of
+)
 def test_quantiser_options_change_nothing_in_full_precision(options: dict[str, Any]) -> None:
     logits, _, _ = results(quantize=False)
     assert torch.equal(results(quantize=False, **options)[0], logits)
@@ -86,7 +89,7 @@ def test_quantiser_options_change_nothing_in_full_precision(options: dict[str, A
         ({"fp_attention": True}, ("local", "wide", "state", "dense")),
     ]
     + [({name: True}, ("state", "sparse")) for name in ("per_row", "lsq")],
-    ids=str,
+    ids=name_of,
 )
 def test_quantiser_options_reach_the_right_pathways(options: dict[str, Any], inert: tuple[str, ...]) -> None:
     h = torch.randn(2, 19, WIDTH)
@@ -216,7 +219,9 @@ def test_routes_are_probabilities_in_fp32_under_autocast() -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"n_banks": 3, "path_norm": True}, {"n_banks": 2, "lsq": True, "dropout": 0.2}], ids=str
+    "options",
+    [{}, {"n_banks": 3, "path_norm": True}, {"n_banks": 2, "lsq": True, "dropout": 0.2}],
+    ids=name_of,
 )
 def test_weights_in_bfloat16_train_infer_and_step(options: dict[str, Any]) -> None:
     network = small_network(**options).bfloat16()

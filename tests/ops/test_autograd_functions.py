@@ -20,6 +20,7 @@ from app.models.gpt import GPT
 from app.models.local_gpt import LocalGPT
 from app.models.local_gpt.surrogates import softmax_value_mix
 from app.models.tilelli import TilelliLM
+from app.ops.embedding.vectorized import Embedding
 
 SIZES: dict[str, Any] = {"vocab_size": 20, "d_model": 16, "n_layers": 2}
 HEADS = SIZES | {"block_size": 16, "n_heads": 2}
@@ -70,5 +71,6 @@ def test_what_a_function_returns_is_what_an_operation_made(monkeypatch: pytest.M
         {"ln_mode": "center_scale", "vq_codes": 4},
     ):
         train(LocalGPT(**HEADS, **options))
+    Embedding.apply(torch.arange(3), torch.randn(4, 2, requires_grad=True)).sum().backward()
     softmax_value_mix(torch.randn(4, 4, requires_grad=True), torch.randn(4, 2)).sum().backward()
     assert {name: {0} for name in versions} == versions

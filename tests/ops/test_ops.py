@@ -26,6 +26,7 @@ from app.ops.banks import (
     sort_by_bank,
 )
 from app.ops.case import Draw, Size, all_cases
+from app.ops.embedding.vectorized import Embedding, by_product, by_sorting
 from app.ops.pathway_mix import pathway_mix
 from app.ops.ternary import ternary
 from tests import tolerances
@@ -285,3 +286,18 @@ def test_mixture_against_finite_differences(form: Form) -> None:
     for leaf in leaves:
         leaf.requires_grad_()
     assert torch.autograd.gradcheck(lambda w, *y: pathway_mix(w, y), leaves)
+
+
+@pytest.mark.parametrize("add_up", [by_product, by_sorting])
+def test_gradients_of_an_embedding_are_added_up(add_up: Any) -> None:
+    """As on a GPU; rows of no token, the first and the last one among them, get zeros."""
+    generator = torch.Generator().manual_seed(1)
+    idx = torch.randint(1, 6, (37,), generator=generator)
+    gradient = torch.randn(37, 5, generator=generator)
+    expected = torch.zeros(8, 5, dtype=torch.float64).index_add_(0, idx, gradient.double())
+    assert relative_error(add_up(idx, gradient, 8), expected) < tolerances.OUTPUT
+    weight = torch.randn(8, 5, requires_grad=True)
+    y = Embedding.apply(idx, weight)
+    assert torch.equal(y, weight[idx])
+    (found,) = torch.autograd.grad(y, weight, gradient)
+    assert relative_error(found, expected) < tolerances.OUTPUT

@@ -16,6 +16,7 @@ from app.training import LocalGPTModule
 from app.training.command_line import RunCLI
 from app.training.estimate import describe_network
 from tests.parity import relative_error
+from tests.support.names import name_of
 
 RULE_OF: dict[str, dict[str, Any]] = {
     "softmax": {"attn_mode": "softmax"},
@@ -121,7 +122,7 @@ def test_shipped_configurations_have_no_idle_setting(name: str) -> None:
         ({"freeze_blocks": "true", "freeze_emb": "true", "ste_gelu": "true", "ln_mode": "ste"}, {"ste_gelu", "ln_mode"}),
         ({"method": "dfa", "freeze_blocks": "true", "freeze_emb": "true", "dfa_propagate": "false"}, {"method", "dfa_propagate"}),
     ],
-    ids=str,
+    ids=name_of,
 )  # fmt: skip
 def test_idle_settings_are_named(options: dict[str, object], idle: set[str]) -> None:
     notes = parse(*set_to(**options)).notes()
@@ -170,7 +171,7 @@ FROZEN = {"freeze_blocks": True, "freeze_emb": True}
         (FROZEN, {"ste_sigmoid": True, "ste_gelu": True, "ln_mode": "ste"}, True),
         (FROZEN, CUT, True),
     ],
-    ids=str,
+    ids=name_of,
 )
 def test_idle_settings_are_idle(others: dict[str, Any], setting: dict[str, Any], is_idle: bool) -> None:
     same = all(

@@ -42,7 +42,7 @@ from app.models.equilibrium.signal import EquilibriumSignal
 from app.models.equilibrium.statistics import StepStatistics, is_recomputing, moments
 from app.models.fixed_choice import places
 from app.models.language_model import LanguageModel, next_token_loss
-from app.models.layers import LayerNorm, modules_of
+from app.models.layers import Embedding, LayerNorm, modules_of
 from app.records import LanguageModelOutput, Measure, TokenMeasure
 
 INITIAL_STD = 0.02  # GPT-2's
@@ -79,7 +79,7 @@ class EquilibriumLM(LanguageModel, options_of=EquilibriumConfig):
         self.diversity_weight = config.diversity_weight
         self.fraction_weight = config.fraction_weight
         D, L = config.d_model, config.n_layers
-        self.tok_emb = nn.Embedding(config.vocab_size, D)
+        self.tok_emb = Embedding(config.vocab_size, D)
         self.pos_emb = nn.Embedding(config.block_size, D)
         self.blocks = nn.ModuleList(
             EquilibriumBlock(D, config.n_heads, config.d_ff, config.dropout, config.use_attention_residual)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from app.models.activations import tap
 from app.models.attention import KeyValueCache, SoftmaxAttention, key_value_bytes
 from app.models.language_model import LanguageModel, next_token_loss
-from app.models.layers import LayerNorm, initial_std, transformer_flops
+from app.models.layers import Embedding, LayerNorm, initial_std, transformer_flops
 from app.options import Given, PositiveInt, Probability
 from app.records import LanguageModelOutput
 
@@ -141,7 +141,7 @@ class GPT(LanguageModel):
         super().__init__()
         self.max_context = block_size
         self.dropout = dropout
-        self.tok_emb = nn.Embedding(vocab_size, d_model)
+        self.tok_emb = Embedding(vocab_size, d_model)
         self.pos_emb = nn.Embedding(block_size, d_model)
         self.blocks = nn.ModuleList(GPTBlock(d_model, n_heads, dropout, bias) for _ in range(n_layers))
         self.ln_f = LayerNorm(d_model)

@@ -15,7 +15,7 @@ from app.models.activations import tap
 from app.models.attention import KeyValueCache, key_value_bytes
 from app.models.generation import generate
 from app.models.language_model import LanguageModel, next_token_loss
-from app.models.layers import LayerNorm, initial_std, modules_of, transformer_flops
+from app.models.layers import Embedding, LayerNorm, initial_std, modules_of, transformer_flops
 from app.models.local_gpt.attention import LocalSelfAttention, dropped, linear
 from app.models.local_gpt.config import LocalGPTConfig
 from app.models.local_gpt.sparsity import (
@@ -112,7 +112,7 @@ class LocalGPT(LanguageModel, options_of=LocalGPTConfig):
         self.max_context = config.block_size
         self.dropout = config.dropout
         D, L = config.d_model, config.n_layers
-        self.tok_emb = nn.Embedding(config.vocab_size, D)
+        self.tok_emb = Embedding(config.vocab_size, D)
         self.pos_emb = nn.Embedding(config.block_size, D)
         self.blocks = nn.ModuleList(LocalBlock(config) for _ in range(L))
         self.ln_f = layer_norm(config)

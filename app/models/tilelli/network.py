@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from app.models.activations import tap
 from app.models.fixed_choice import banks
 from app.models.language_model import LanguageModel, next_token_loss
-from app.models.layers import LayerNorm, modules_of
+from app.models.layers import Embedding, LayerNorm, modules_of
 from app.models.tilelli.block import SEVERAL, TilelliBlock
 from app.models.tilelli.parts import DiagonalSSM, TernaryCausalConv1d, TernaryLinear
 from app.models.tilelli.recurrent import BlockState, TilelliCache
@@ -73,7 +73,7 @@ class TilelliLM(LanguageModel, options_of=TilelliBlock):
         self.n_banks = blocks[0].n_banks
         self.pathway_names = blocks[0].pathway_names
         self.losses = blocks[0].losses
-        self.tok_emb = nn.Embedding(vocab_size, d_model)
+        self.tok_emb = Embedding(vocab_size, d_model)
         nn.init.normal_(self.tok_emb.weight, std=d_model**-0.5)
         self.blocks = nn.ModuleList(blocks)
         self.norm_f = LayerNorm(d_model)
