@@ -130,12 +130,16 @@ class TokenMeasure:
             )
 
 
+class MeasuresError(Exception):
+    """A network cannot say its measures; the message names the method."""
+
+
 @dataclass(eq=False)
 class StepRecord:
     """What one training micro-batch left behind for the watchers.
 
     Deliberately not a tensor container: the framework detaches and moves containers that it sees, this is
-    handed through untouched. ``measures`` is computed at most once, however many watchers ask.
+    handed through untouched. ``measures`` is computed at most once, however many watchers ask, unless it fails.
 
     Attributes:
         step: number of the optimizer step that this micro-batch belongs to, counted from 1.
@@ -157,9 +161,19 @@ class StepRecord:
 
     @cached_property
     def measures(self) -> Mapping[str, Measure]:
-        """The network's measures of this micro-batch, detached."""
-        with torch.no_grad():
-            return self.measure(self.output)
+        """The network's measures of this micro-batch, detached.
+
+        Raises:
+            MeasuresError: ``network.measures`` has failed, which is no fault of who asks; what it raised is the cause.
+        """
+        try:
+            with torch.no_grad():
+                found = self.measure(self.output)
+            if not isinstance(found, Mapping) or not all(isinstance(m, Measure) for m in found.values()):
+                raise TypeError("returns no dict of names to Measure")
+        except Exception as error:
+            raise MeasuresError(getattr(self.measure, "__qualname__", "measures")) from error
+        return found
 
 
 def detached(value: Any) -> Any:

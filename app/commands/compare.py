@@ -2,7 +2,6 @@
 
 import argparse
 import re
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,7 @@ from app.run.atomic import write_json
 from app.run.configuration import read_config
 from app.run.directory import RunDirectory, resolve_run
 from app.run.errors import ConfigurationError, ExitCode
+from app.run.manifest import experiment
 from app.run.paths import typed_path
 from app.run.status import true_state
 from app.run.storage import make_folder
@@ -145,20 +145,8 @@ def read_run(directory: RunDirectory, notes: list[str]) -> "Run | None":
             f"{directory}: metrics.csv cannot be used ({reason(error)}); only its configuration is compared"
         )
     found.summary = read_json(directory.summary, notes)
-    found.experiment = _experiment(directory, notes)
+    found.experiment = experiment(directory)[:MAX_NAME]
     return found
-
-
-def _experiment(directory: RunDirectory, notes: list[str]) -> str:
-    """Name of the configuration that a run was begun with, by its command line; empty where that does not say."""
-    launches = read_json(directory.manifest, list(notes)).get("launches")
-    first = launches[0] if isinstance(launches, list) and launches else {}
-    words = first.get("command") if isinstance(first, dict) else None
-    if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
-        return ""
-    named = [after for word, after in pairwise(words) if word == "--config"]
-    named += [word.removeprefix("--config=") for word in words if word.startswith("--config=")]
-    return Path(named[0]).stem[:MAX_NAME] if named else ""
 
 
 def _context(directory: RunDirectory, notes: list[str]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from app.commands import dry_run, fit_help
 from app.commands.picture import write_picture
 from app.run import arguments, launching, output, ranks
 from app.run.errors import AppError, ExitCode, StorageError
+from app.run.manifest import experiment
 from app.run.signals import StopRequests
 from app.run.status import finished_words, write_status
 from app.run.storage import disk_error
@@ -177,7 +178,7 @@ def _draw(session: "Session") -> None:
     draw = partial(
         draw_learning_curve,
         session.directory.metrics,
-        title=f"{session.launched.stem}: {figures['parameters']:,} parameters",
+        title=f"{experiment(session.directory)}: {figures['parameters']:,} parameters".removeprefix(": "),
         counts=figures["baseline/count_loss"],
     )
     _, problem = write_picture(

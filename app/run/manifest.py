@@ -7,13 +7,16 @@ import platform
 import socket
 import subprocess
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from app.run import arguments
 from app.run.atomic import write_json, write_text
 from app.run.bounded import read_json
 from app.run.directory import RunDirectory
+from app.run.errors import ConfigurationError
 
 PACKAGES = (
     "archlab",
@@ -124,6 +127,18 @@ def first_weights(run: RunDirectory) -> Path | None:
     begun = [launch for launch in launches_of(run) if launch.get("resumed_from") is None]
     named = begun[-1].get("init_from") if begun else None
     return Path(named) if named else None
+
+
+def experiment(run: RunDirectory) -> str:
+    """Name of the configuration that a run was begun with; empty where its command lines do not say."""
+    for launch in reversed(launches_of(run)):
+        words = launch.get("command")
+        is_begun = launch.get("resumed_from") is None
+        if is_begun and isinstance(words, list) and all(isinstance(word, str) for word in words):
+            with suppress(ConfigurationError):
+                if named := arguments.read(words).configs:
+                    return Path(named[0]).stem
+    return ""
 
 
 def last_configuration(run: RunDirectory) -> str | None:

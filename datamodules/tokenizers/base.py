@@ -35,12 +35,14 @@ class Tokenizer(ABC):
     Attributes:
         kind: what ``tokenizer.json`` names it.
         is_lossless: whether ``decode(encode(text)) == text`` for every text that can be encoded.
+        knows_words: whether every word that it can decode to stands in the text that it was made from.
         dtype: the smallest unsigned type that holds every id, in which they are kept.
         token_bytes: ``(vocab_size,)`` int64, UTF-8 bytes of the text that each token stands for.
     """
 
     kind: ClassVar[str]
     is_lossless: ClassVar[bool] = True
+    knows_words: ClassVar[bool] = False
     dtype: np.dtype
     token_bytes: np.ndarray
 

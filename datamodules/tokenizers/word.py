@@ -82,6 +82,7 @@ class WordTokenizer(BytesTokenizer):
 
     kind: ClassVar[str] = "word"
     is_lossless: ClassVar[bool] = False
+    knows_words: ClassVar[bool] = True
 
     def __init__(self, words: list[str]):
         if words[:2] != [UNKNOWN, END_OF_LINE]:

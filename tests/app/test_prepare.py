@@ -112,6 +112,13 @@ def test_perplexities_and_strides_equal_brute_force(
         assert found["test/bpb"] == pytest.approx(nats / math.log(2) / scored, rel=1e-5)
 
 
+def test_that_generated_words_occur_is_not_said_of_a_word_vocabulary(run: Path) -> None:
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["baseline/count_loss"] > 0
+    for key in ("samples/known_word_share", "samples/n_words", "baseline/count_known_word_share"):
+        assert summary[key] is None, key
+
+
 def test_word_perplexity_of_a_text_counted_by_hand(application: Application, tmp_path: Path) -> None:
     # 3 + 1 words on two lines with their ends are 6; the first byte is the space before the first of them.
     (tmp_path / "valid.txt").write_text(" one two three\nfour\n")

@@ -26,9 +26,13 @@ def test_a_run_needs_no_configuration_to_go_on(
     application: Application, reference: Reference, tmp_path: Path
 ) -> None:
     run = runs.copied(reference.broken, tmp_path / "run")
-    ended = application.run("fit", "--resume", run, cwd=tmp_path)
+    titled = faults.replaced(
+        "app.analysis.curves.draw_learning_curve", "lambda *args, title, **rest: print('title', title)"
+    )
+    ended = application.run("fit", "--resume", run, cwd=tmp_path, prelude=titled, whole_ending=True)
     assert ended.code == 0, ended
     assert f"run      {run}\nresumed  after step 30\n" in ended.out
+    assert f"\ntitle {reference.config.stem}: " in ended.out
     runs.assert_same_run(run, reference.clean)
     first, second = runs.launches(run)
     assert (first["resumed_from"], second["resumed_from"]) == (None, "resume-000030.ckpt")

@@ -89,3 +89,27 @@ def test_damaged_manifest_starts_again(tmp_path: Path) -> None:
         run.manifest.write_text(damage)
         manifest.record_launch(run, {"command": ["app"]})
         assert len(json.loads(run.manifest.read_text())["launches"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("launches", "name"),
+    [
+        ([["--config", "gpt_char", "--config=hardware/gpu"]], "gpt_char"),
+        ([["-c", "mine/a.b.yaml"], ["--config", "again.yaml"], ["--resume", "runs/a"]], "again"),
+        ([["--config=first"], ["--run_dir", "d", "--resume", "auto"]], "first"),
+        ([["--config"]], ""),
+        ([[3, "--config", "x"]], ""),
+        ([], ""),
+    ],
+)
+def test_a_run_is_called_as_what_it_was_begun_with(
+    launches: list[list[str]], name: str, tmp_path: Path
+) -> None:
+    run = RunDirectory.open_new(tmp_path / "run")
+    for words in launches:
+        begun = not words or "--resume" not in words or "auto" in words
+        manifest.record_launch(
+            run, {"command": ["app", "fit", *words], "resumed_from": None if begun else "x.ckpt"}
+        )
+    manifest.record_launch(run, {"command": ["app", "fit", "--config", "overlay"], "resumed_from": "x.ckpt"})
+    assert manifest.experiment(run) == name

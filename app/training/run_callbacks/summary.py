@@ -27,8 +27,9 @@ class RunSummary(Callback):
     Two yardsticks stand beside the losses, so that a figure means something on a text nobody has seen: the
     loss of a model that only counts the training split, and the share of generated words that the text
     really contains, the network's beside the counts'. The words are those of continuations of evenly spaced
-    places of the validation split. Counting goes on beside the training, where it has not happened before. A
-    yardstick that cannot be measured is null, with a note; the losses are written all the same.
+    places of the validation split; of a word vocabulary, whose every word occurs, nothing is said. Counting goes
+    on beside the training, where it has not happened before. A yardstick that cannot be measured is null, with a
+    note; the losses are written all the same.
 
     Args:
         directory: the run's.
@@ -78,7 +79,7 @@ class RunSummary(Callback):
         seconds = time.monotonic() - self._started
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         steps = trainer.global_step - self._first_step
-        known_words: Any = data.has_words and measured(
+        known_words: Any = _has_unknown_words(data) and measured(
             "the share of known words", lambda: self._known_words(pl_module, data), LEFT_OUT
         )
         counts = pl_module.network.parameter_counts()
@@ -91,7 +92,7 @@ class RunSummary(Callback):
             **pl_module.last_validation,
             "best/val_loss": self.best.best_loss if self.best.best_step else None,
             "best/step": self.best.best_step or None,
-            **self._baseline_figures(pl_module.last_validation),
+            **self._baseline_figures(pl_module.last_validation, data),
             "samples/known_word_share": known_words.share if known_words else None,
             "samples/n_words": known_words.n_words if known_words else None,
             "samples/temperature": self.temperature,
@@ -118,7 +119,7 @@ class RunSummary(Callback):
             "state_bytes": network.state_size(window),
         }
 
-    def _baseline_figures(self, validation: dict[str, float]) -> dict[str, Any]:
+    def _baseline_figures(self, validation: dict[str, float], data: Any) -> dict[str, Any]:
         baseline = self._baseline
         found: Any = baseline and measured("what counting reaches", baseline.result, LEFT_OUT)
         loss = found and found.losses.get("val")
@@ -128,7 +129,9 @@ class RunSummary(Callback):
             "baseline/count_order": found and found.order,
             "baseline/count_loss": loss,
             "baseline/count_bpb": None if per_nat is None or loss is None else loss * per_nat,
-            "baseline/count_known_word_share": found and found.known_word_share,
+            "baseline/count_known_word_share": found.known_word_share
+            if found and _has_unknown_words(data)
+            else None,
         }
 
     def _known_words(self, pl_module: LanguageModelModule, data: Any) -> Any:
@@ -139,6 +142,11 @@ class RunSummary(Callback):
             seed=0,
         )
         return data.known_words(texts)
+
+
+def _has_unknown_words(data: Any) -> bool:
+    """Whether a generated word may be one that the text does not have."""
+    return data.has_words and not data.tokenizer.knows_words
 
 
 def in_background(work: Callable[[], Any]) -> "Future[Any]":

@@ -1,6 +1,7 @@
 """What goes wrong in a watcher, a figure or a logger does not end a run.
 
-- A watcher whose hook raises is switched off for the rest of the launch, on every rank.
+- A watcher whose hook raises is switched off for the rest of the launch, on every rank. Where it is the network that
+  cannot say its measures, its method is named, once, and the watchers that asked are switched off.
 - A figure that cannot be drawn is left out and tried again the next time.
 - What a logger does not take is left out; the logger stays.
 
@@ -17,13 +18,13 @@ words of the lowest rank on which it failed.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers.logger import Logger
 
-from app.records import LogsHealth, StepRecord
+from app.records import LogsHealth, MeasuresError, StepRecord
 from app.run.atomic import storage_error
 from app.run.errors import AppError, words_of
 from app.training.distributed import is_broken_connection
@@ -55,8 +56,19 @@ class Sharing(Protocol):
     gather: Callable[[Trainer], Any]
 
 
+class Failure(NamedTuple):
+    """What has gone wrong, in words, and in which method of the network; empty where the watcher itself is at fault."""
+
+    words: str
+    method: str
+
+
 class FailedSomewhere(Exception):
-    """A watcher has failed on some rank; the message is that rank's."""
+    """A watcher has failed on some rank."""
+
+    def __init__(self, failure: Failure):
+        super().__init__(failure.words)
+        self.failure = failure
 
 
 def keep_running(trainer: Trainer, first_step: int = 0) -> None:
@@ -149,7 +161,7 @@ class WatcherGuard:
         self.watcher = watcher
         self.notes = notes
         self.name = type(watcher).__name__
-        self.failure = ""  # on this rank
+        self.failure: Failure | None = None  # on this rank
         self.is_off = False  # on every rank
         self._is_agreed = True  # for the exchange of this micro-batch
         self._left_out: list[str] = []  # figures, the last time that any were drawn
@@ -194,15 +206,18 @@ class WatcherGuard:
             return function(*args, **kwargs)
         except FailedSomewhere as elsewhere:
             self.is_off = True
-            self.failure = self.failure or str(elsewhere)
-            self._tell(str(elsewhere))
+            self.failure = self.failure or elsewhere.failure
+            self._tell(elsewhere.failure)
         except Exception as error:
-            if isinstance(error, AppError) or is_broken_connection(error):
-                raise
+            is_networks = isinstance(error, MeasuresError) and isinstance(error.__cause__, Exception)
+            cause: Any = error.__cause__ if is_networks else error
+            if isinstance(cause, AppError) or is_broken_connection(cause):
+                raise cause from cause.__cause__
             trainer = self.trainer
             is_alone = trainer.world_size == 1
             where = "" if is_alone else f" on rank {trainer.global_rank}, step {self.notes.step}"
-            self.failure, self.is_off = f"{words_of(error)}{where}", is_alone
+            self.failure = Failure(f"{words_of(cause)}{where}", str(error) if is_networks else "")
+            self.is_off = is_alone
             self._tell(self.failure)
 
     def _agree(self, n_numbers: int) -> None:
@@ -225,15 +240,20 @@ class WatcherGuard:
             most: the same.
         """
         if first_failed < self.trainer.world_size:
-            words = [self.failure]
-            torch.distributed.broadcast_object_list(words, src=first_failed)
-            raise FailedSomewhere(words[0])
+            told: list[Any] = [self.failure]
+            torch.distributed.broadcast_object_list(told, src=first_failed)
+            raise FailedSomewhere(told[0])
         if fewest != most:
             raise ValueError(f"the ranks have between {fewest} and {most} numbers to exchange")
 
-    def _tell(self, words: str) -> None:
-        remedy = "it is switched off until the next launch; APP_DEBUG=1 shows more"
-        self.notes.begins("watcher_failed", [self.name], words, remedy)
+    def _tell(self, failure: Failure) -> None:
+        off = "switched off until the next launch; APP_DEBUG=1 shows more"
+        if failure.method:
+            self.notes.begins(
+                "measures_failed", [failure.method], failure.words, f"watchers that ask it are {off}"
+            )
+        else:
+            self.notes.begins("watcher_failed", [self.name], failure.words, f"it is {off}")
 
     def _report_left_out(self, trainer: Trainer, failures: Mapping[str, Exception]) -> None:
         failed: dict[str, list[str]] = {}

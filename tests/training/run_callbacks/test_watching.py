@@ -67,6 +67,16 @@ class Faulty(Watcher):
         setattr(self, hook, fault)
 
 
+class Counted(Watcher):
+    """Asks for no measures, and counts steps."""
+
+    def __init__(self) -> None:
+        self.n_calls = 0
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        self.n_calls += 1
+
+
 HOOKS = [name for name in dir(Callback) if name.startswith("on_") and "exception" not in name and "test" not in name
          and "predict" not in name and "checkpoint" not in name and "sanity" not in name]  # fmt: skip
 
@@ -97,6 +107,29 @@ def test_a_watcher_that_fails_in_any_hook_is_switched_off(
     calls = faulty.n_calls
     getattr(faulty, hook)(None, None, None)
     assert faulty.n_calls == calls, "its hooks are not called any more"
+
+
+def test_a_network_that_cannot_say_its_measures_is_named_once(
+    logger: HealthLogger, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def measures(self: UnseenNetwork, output: Any) -> Any:
+        raise Boom("no layers")
+
+    monkeypatch.setattr(UnseenNetwork, "measures", measures)
+    measures.__qualname__ = "UnseenNetwork.measures"
+    others = Counted()
+    train(RouteFractions(), BankBalance(), others)
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("health ")]
+    assert lines == [
+        "health   step 1: measures_failed, UnseenNetwork.measures: Boom: no layers; watchers that ask it are switched off "
+        "until the next launch; APP_DEBUG=1 shows more"
+    ]
+    assert logger.health == [(1, "measures_failed/UnseenNetwork.measures", "begins")]
+    assert others.n_calls == 4, "who does not ask goes on"
+
+    monkeypatch.setattr(UnseenNetwork, "measures", lambda self, output: [])
+    train(RouteFractions())
+    assert "TypeError: returns no dict of names to Measure;" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("error", [StorageError("full"), SystemExit(143), RuntimeError("gloo: peer is gone")])
