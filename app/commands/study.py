@@ -96,7 +96,8 @@ def _run_all(study: Any, jobs: list[Any], n_slots: int) -> list[int]:
     steps = check_rows(left)
     devices = visible_devices(dict(os.environ), n_nvidia_devices)
     max_steps = {job.name: steps[job.row.name] for job in left}
-    standings = Engine(n_slots, devices, LiveTable(max_steps)).run(left, jobs)
+    with LiveTable(max_steps) as display:
+        standings = Engine(n_slots, devices, display).run(left, jobs)
     codes = []
     for job in jobs:
         standing = standings[job.name]

@@ -46,7 +46,8 @@ def run(study: Study, output: Path, name: str, new_seeds: Sequence[int], trusted
         raise ConfigurationError(f"--seeds: {old} are seeds of the study; name others")
     again = _elsewhere(first, first.seed)
     others = [_elsewhere(first, seed) for seed in new_seeds]
-    standings = Engine(1, [], LiveTable({})).run([again, *others])
+    with LiveTable({}) as display:
+        standings = Engine(1, [], display).run([again, *others])
     if failed := [job for job in (again, *others) if standings[job.name].state != "finished"]:
         raise ConfigurationError(
             f"verify {job.name}: {said(standings[job.name])}; see {job.log}" for job in failed

@@ -3,53 +3,61 @@
 import sys
 import time
 from collections.abc import Sequence
+from types import TracebackType
 from typing import TextIO
 
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from app.run.terminal import clock, is_live
 from app.study.jobs import Job, Standing
 
-#: least seconds between two tables where they do not replace one another
-PATIENCE_SECONDS = 30.0
+#: how what is wrong, done and under way looks where there are colours
+LOOK = {"failed": "red", "stopped": "yellow"}
 
 
 class LiveTable:
-    """A table that replaces itself on a terminal; elsewhere a line for each run that ends, and the table now and then.
+    """A table that replaces itself on a terminal, within a ``with`` block; elsewhere a line for each run that ends.
 
     Args:
         max_steps: steps of each job by name, where they are known.
-        stream: standard output by default.
+        stream: where lines go; None for standard output, and for the table if that can be drawn on.
     """
 
     def __init__(self, max_steps: dict[str, int], stream: TextIO | None = None):
         self.max_steps = max_steps
         self.stream = stream or sys.stdout
-        self._live = self.stream.isatty()
-        self._n_lines = 0
+        self._live = None
+        if stream is None and is_live():
+            self._live = Live(console=Console(file=sys.stdout), auto_refresh=False)
         self._before: dict[str, Standing] = {}
+
+    def __enter__(self) -> "LiveTable":
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._live is not None:
+            self._live.stop()
 
     def changed(self, jobs: Sequence[Job], standings: dict[str, Standing]) -> None:
         """Shows how far the study is."""
-        if self._live:
-            lines = [line[: self._width()] for line in table(jobs, standings, self.max_steps)]
-            up = f"\x1b[{self._n_lines}F\x1b[J" if self._n_lines else ""
-            self.stream.write(up + "".join(f"{line}\n" for line in lines))
-            self._n_lines = len(lines)
-        else:
-            for job in jobs:
-                standing, before = standings[job.name], self._before.get(job.name)
-                if before is not None and before.state != standing.state:
-                    self.stream.write(f"{time.strftime('%H:%M:%S')} {job.name}: {said(standing)}\n")
+        if self._live is not None:
+            self._live.update(table(jobs, standings, self.max_steps), refresh=True)
+            return
+        for job in jobs:
+            standing, before = standings[job.name], self._before.get(job.name)
+            if before is not None and before.state != standing.state:
+                self.stream.write(f"{time.strftime('%H:%M:%S')} {job.name}: {said(standing)}\n")
         self.stream.flush()
         self._before = dict(standings)
 
-    @staticmethod
-    def _width() -> int:
-        import shutil
 
-        return shutil.get_terminal_size().columns
-
-
-def table(jobs: Sequence[Job], standings: dict[str, Standing], max_steps: dict[str, int]) -> list[str]:
-    """A line for each row.
+def table(jobs: Sequence[Job], standings: dict[str, Standing], max_steps: dict[str, int]) -> Table:
+    """A line for each row and each of its runs that is neither finished nor waiting.
 
     Args:
         jobs: in order.
@@ -59,20 +67,28 @@ def table(jobs: Sequence[Job], standings: dict[str, Standing], max_steps: dict[s
     rows: dict[str, list[Job]] = {}
     for job in jobs:
         rows.setdefault(job.row.name, []).append(job)
-    width = max(len("row"), *map(len, rows))
-    lines = [f"{'row':<{width}}  done  now"]
+    n_done = sum(standing.state == "finished" for standing in standings.values())
+    drawn = Table(
+        box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold",
+        caption=Text(f"{n_done} of {len(jobs)} runs finished"), caption_justify="left", caption_style="",
+    )  # fmt: skip
+    drawn.add_column("row", overflow="fold")
+    drawn.add_column("done", no_wrap=True)
+    drawn.add_column("now", overflow="fold")
     for name, of_row in rows.items():
         found = [standings[job.name] for job in of_row]
         done = sum(standing.state == "finished" for standing in found)
         now = [
-            f"{job.kind} {job.seed} {_doing(job, standing, max_steps.get(job.name))}"
+            Text(
+                f"{job.kind} {job.seed} {_doing(job, standing, max_steps.get(job.name))}",
+                style=LOOK.get(standing.state, ""),
+            )
             for job, standing in zip(of_row, found, strict=True)
             if standing.state not in ("finished", "waiting")
         ]
-        lines.append(f"{name:<{width}}  {f'{done}/{len(of_row)}':<4}  {'; '.join(now)}".rstrip())
-    n_done = sum(standing.state == "finished" for standing in standings.values())
-    lines.append(f"{n_done} of {len(jobs)} runs finished")
-    return lines
+        count = Text(f"{done}/{len(of_row)}", style="green" if done == len(of_row) else "")
+        drawn.add_row(Text(name), count, Text("\n").join(now))
+    return drawn
 
 
 def said(standing: Standing) -> str:
@@ -91,5 +107,4 @@ def _doing(job: Job, standing: Standing, max_steps: int | None) -> str:
     step, seconds = job.progress()
     if not step or max_steps is None:
         return "starts"
-    left = seconds / step * max(0, max_steps - step)
-    return f"at {step:,}/{max_steps:,}, left {int(left // 60)}:{int(left % 60):02d}"
+    return f"at {step:,}/{max_steps:,}, {clock(seconds / step * max(0, max_steps - step))} left"

@@ -21,7 +21,7 @@ from app.run.same_settings import digest
 from app.run.saved_state import STATE_KEY
 from app.run.signals import StopRequests
 from app.run.status import read_status, write_status
-from app.run.terminal import say
+from app.run.terminal import clock, say
 from app.training.command_line import RunCLI
 from app.training.counts import print_counts
 from app.training.distributed import SupervisedLauncher
@@ -34,7 +34,6 @@ from app.training.options.hyperparameters import chosen
 from app.training.plain_data import PlainDataModule
 from app.training.reproducible import is_reproducible
 from app.training.run_callbacks.curve import TrainingCurve, seconds_trained
-from app.training.run_callbacks.display import clock
 from app.training.run_callbacks.graphed_steps import GraphedSteps
 from app.training.run_callbacks.nonfinite import NonFiniteStop
 from app.training.run_callbacks.progress import RunProgress

@@ -66,3 +66,7 @@ def test_an_announcement_gives_way(
     assert shown.getvalue().endswith("reading the text …\r")
     terminal.announced()
     assert shown.getvalue().endswith("\r\x1b[2K")
+
+
+def test_clock() -> None:
+    assert [terminal.clock(seconds) for seconds in (0, 75, 4000)] == ["0:00", "1:15", "1:06:40"]

@@ -8,6 +8,8 @@ from rich.progress_bar import ProgressBar as Bar
 from rich.table import Table
 from rich.text import Text
 
+from app.run.terminal import clock
+
 #: columns of a terminal beyond which the bar grows no longer
 WIDEST = 110
 
@@ -61,10 +63,3 @@ def _lines(parts: Sequence[str], width: int) -> list[str]:
         else:
             lines.append(part)
     return lines
-
-
-def clock(seconds: float) -> str:
-    """``75`` → ``1:15``; ``4000`` → ``1:06:40``."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -11,10 +11,10 @@ from rich.console import Console
 from rich.live import Live
 
 from app.records import HoldsFindings
-from app.run.terminal import is_live
+from app.run.terminal import clock, is_live
 from app.training.language_model import LanguageModelModule
 from app.training.run_callbacks.curve import TrainingCurve
-from app.training.run_callbacks.display import Display, clock
+from app.training.run_callbacks.display import Display
 
 
 class RunProgress(ProgressBar):

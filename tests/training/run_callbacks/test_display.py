@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from app.training.run_callbacks.display import Display, clock
+from app.training.run_callbacks.display import Display
 
 
 def display() -> Display:
@@ -64,7 +64,3 @@ def test_colours_tell_well_from_ill(width: int) -> None:
 
 def test_before_the_first_step() -> None:
     assert drawn(Display(0, 20), 80).split()[:2] == ["step", "0/20"]
-
-
-def test_clock() -> None:
-    assert [clock(seconds) for seconds in (0, 75, 4000)] == ["0:00", "1:15", "1:06:40"]
