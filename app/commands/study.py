@@ -20,6 +20,7 @@ from app.run.configuration import find_config, read_config, shipped_directory, s
 from app.run.errors import ConfigurationError, ExitCode
 from app.run.paths import typed_path
 from app.run.storage import make_folder
+from app.run.terminal import announce, announced
 
 CALIBRATE = "calibrate"
 WIDTH = 80
@@ -143,17 +144,22 @@ def check_rows(jobs: list[Any]) -> dict[str, int]:
     Raises:
         ConfigurationError: naming every row, key and remedy.
     """
+    announce("loading the training framework")
+
     from app.training.command_line import RunCLI
 
     steps: dict[str, int] = {}
     problems = []
-    for job in {job.row.name: job for job in jobs}.values():
+    rows = {job.row.name: job for job in jobs}
+    announce(f"checking {len(rows)} rows")
+    for job in rows.values():
         launch = arguments.read(job.command)
         try:
             cli = RunCLI(launch, [read_config(find_config(name)) for name in launch.configs])
             steps[job.row.name] = cli.config["trainer"]["max_steps"]
         except ConfigurationError as error:
             problems += [f"row {job.row.name}: {problem}" for problem in error.problems]
+    announced()
     if problems:
         raise ConfigurationError(problems)
     return steps

@@ -83,6 +83,8 @@ def test_heat_maps_answer_to_keys(name: str, pages: Path, browser: Browser) -> N
     assert re.search(r"step .*\d: \S", first), first
     page.press("ArrowLeft")
     assert page.evaluate(said) not in ("", first)
+    tops = "[...document.querySelectorAll('.map-scale')].map((s) => [...s.children].map((c) => c.getBoundingClientRect()).filter((b) => b.top >= b.bottom || Math.abs(b.top + b.bottom - 2 * s.getBoundingClientRect().top - s.clientHeight) > 4).length)"
+    assert set(page.evaluate(tops)) == {0}, "both ends of a scale stand beside it"
     n_painted = "(() => { const c = document.querySelector('#maps canvas[tabindex]'); return new Set(c.getContext('2d').getImageData(0, 0, c.width, c.height).data).size; })()"
     assert page.evaluate(n_painted) > 10
     page.close()
@@ -93,7 +95,9 @@ def test_several_runs_stand_beside_each_other_in_a_chosen_layer(pages: Path, bro
     boxes = page.evaluate(
         "[...document.querySelectorAll('.map-figure')].map((f) => { const b = f.getBoundingClientRect(); return [b.left, b.top]; })"
     )
-    assert page.evaluate("document.querySelector('#map-layer select').value") == "1", "the last layer"
+    assert page.evaluate("document.querySelector('#map-layer select').selectedOptions[0].text").endswith(
+        "(last)"
+    )
     assert page.evaluate("document.querySelector('#map-quantity select').options.length") >= 4
     assert len(boxes) >= 2 and boxes[0][1] == boxes[1][1] and boxes[0][0] < boxes[1][0], boxes
     page.close()
@@ -113,6 +117,17 @@ def test_a_trace_answers_to_keys(name: str, pages: Path, browser: Browser) -> No
     assert int(page.evaluate(layer)) == int(before) + 1
     page.press("p")
     assert page.evaluate(layer) == before
+    seen = """(() => {
+      const measure = document.getElementById("measure"), shown = (id) => getComputedStyle(document.querySelector(id)).visibility;
+      return [...measure.options].map((option) => {
+        measure.value = option.value;
+        measure.dispatchEvent(new Event("change"));
+        return [shown("#layer"), shown("kbd")].join(" ");
+      });
+    })()"""
+    assert set(page.evaluate(seen)) == {"hidden hidden", "visible visible"}, (
+        "keys are named where they do something"
+    )
     groups = page.evaluate("[...document.querySelectorAll('#measure optgroup')].map((g) => g.label)")
     assert "predictions" in groups and len(groups) >= 2
     page.close()

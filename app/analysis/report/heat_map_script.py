@@ -11,7 +11,8 @@ STYLE = """
 .panels h4 { margin: 0 0 .2rem; font-size: .95em; font-weight: 600; overflow-wrap: anywhere; }
 .panels canvas { display: block; width: 100%; outline-offset: 2px; }
 .map-key { display: flex; flex-wrap: wrap; gap: .1rem .6rem; align-items: center; font-size: .9em; margin: .3rem 0; }
-.map-key canvas { width: 10rem; height: .8rem; border-radius: 3px; }
+.map-scale { display: flex; flex: 0 1 auto; gap: .6rem; align-items: center; white-space: nowrap; min-width: 0; }
+.map-scale canvas { width: 10rem; min-width: 2rem; flex-shrink: 1; height: .8rem; border-radius: 3px; }
 #maps.beside { display: grid; gap: 1rem 1.6rem;
   grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); }
 #maps.beside .map-figure { margin: .4rem 0; } #maps.beside .map-meaning { grid-column: 1 / -1; }
@@ -229,7 +230,9 @@ SCRIPT = """
       paint.fillStyle = mix(colours(panel), x / 99);
       paint.fillRect(x, 0, 1, 1);
     }
-    key.append(make("span", panel.labels[0]), bar, make("span", panel.labels[2] + unit(panel)));
+    const scale = make("div", undefined, "map-scale");
+    scale.append(make("span", panel.labels[0]), bar, make("span", panel.labels[2] + unit(panel)));
+    key.append(scale);
     if (panel.diverging) key.append(make("span", "white: " + panel.white, "soft"));
     return key;
   }

@@ -46,9 +46,9 @@ def trace_page(runs: Sequence[TracedRun], title: str, subtitle: str) -> str:
         element("h1", title),
         element("p", subtitle, class_="soft"),
         Markup('<div id="head"><div id="controls"><label>colour by <select id="measure"></select></label>'
-               '<label id="depth">layer <input id="layer" type="range" min="0" value="0"> '
-               '<output id="layer-name"></output></label>'
-               '<span class="soft">keys <kbd>n</kbd> <kbd>p</kbd>: next and previous layer</span></div>'
+               '<span id="depth"><label>layer <input id="layer" type="range" min="0" value="0"> '
+               '<output id="layer-name"></output></label> '
+               '<span class="soft">keys <kbd>n</kbd> <kbd>p</kbd>: next and previous layer</span></span></div>'
                '<p id="said"></p></div><div id="runs"></div>'),
         element("noscript", "This page draws itself with a script of its own; allow scripts to see it."),
         Markup(f'<script id="data" type="application/json">{content}</script>'),

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 STAGES = ("train", "val", "test")
 #: groups whose numbers are shown from the first one on; those of a clock change by themselves
 AT_ONCE = (*STAGES, "speed")
+#: the one objective that most networks do not have: theirs is 0, and would be the first card of all
+OFTEN_NONE = "train/aux_loss"
 #: TensorBoard sorts groups by name; these come after the objectives'
 WATCHED = "watched"
 
@@ -56,7 +58,7 @@ class Changing:
             first = self._first.setdefault(key, value)
             if key not in self._changed:
                 is_constant = value == first or (math.isnan(value) and math.isnan(first))
-                if is_constant and key.partition("/")[0] not in AT_ONCE:
+                if is_constant and (key == OFTEN_NONE or key.partition("/")[0] not in AT_ONCE):
                     continue
                 self._changed.add(key)
             shown[key] = value
