@@ -34,7 +34,7 @@ def mode_table(summary: Mapping[str, Any], width: int = 80) -> Table:
         width: columns; a narrow table says what a form costs without saying its perplexity.
     """
     table = _table(
-        f"Layers {_numbers(summary['spectrum']['layers'])} of {summary['n_layers']}, perplexity per "
+        f"{_layers(summary['spectrum']['layers']).capitalize()} of {summary['n_layers']}, perplexity per "
         f"{summary['unit']} on {summary['n_blocks']} blocks of {summary['seq_len']} {summary['unit']}s of "
         f"{summary['text']}, with 95 % block-bootstrap intervals"
     )
@@ -139,7 +139,7 @@ def draw(summary: Mapping[str, Any], target: Path | BinaryIO) -> None:
             )
         _draw_spectrum(spectrum, summary["spectrum"])
         drawn.suptitle(
-            f"{model} with the attention of layers {_numbers(summary['spectrum']['layers'])} of "
+            f"{model} with the attention of {_layers(summary['spectrum']['layers'])} of "
             f"{summary['n_layers']} exchanged; its own perplexity is {summary['baseline']['perplexity']:.2f} per "
             f"{unit}, on {text}\n{verdict}\n{EXPLANATION}",
             fontsize=10.5, x=0.01, ha="left", linespacing=1.45,
@@ -246,7 +246,7 @@ def _number(value: float, digits: int, sign: str = "") -> str:
     return f"{round(value, digits) + 0.0:{sign}.{digits}f}"  # + 0.0: no minus before a zero
 
 
-def _numbers(layers: list[int]) -> str:
+def _layers(layers: list[int]) -> str:
     if len(layers) > 2 and layers == list(range(layers[0], layers[-1] + 1)):
-        return f"{layers[0]}–{layers[-1]}"
-    return ", ".join(map(str, layers))
+        return f"layers {layers[0]}–{layers[-1]}"
+    return f"layer{'s' * (len(layers) > 1)} {', '.join(map(str, layers))}"

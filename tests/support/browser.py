@@ -30,8 +30,8 @@ CONTRAST = """(() => {
   const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT), low = [];
   for (let node = walker.nextNode(); node; node = walker.nextNode()) {
     const element = node.parentElement;
-    if (!node.textContent.trim() || element.closest("script, noscript, [aria-hidden], svg") || !element.getClientRects().length) continue;
-    const a = luminance(parse(getComputedStyle(element).color)), b = luminance(behind(element));
+    if (!node.textContent.trim() || element.closest("script, noscript, [aria-hidden]") || !element.getClientRects().length) continue;
+    const a = luminance(parse(getComputedStyle(element)[element.closest("svg") ? "fill" : "color"])), b = luminance(behind(element));
     const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
     if (ratio < 4.5) low.push(ratio.toFixed(2) + ": " + node.textContent.trim().slice(0, 40));
   }
