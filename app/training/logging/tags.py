@@ -6,8 +6,10 @@ from collections.abc import Iterable, Mapping
 STAGES = ("train", "val", "test")
 #: groups whose numbers are shown from the first one on; those of a clock change by themselves
 AT_ONCE = (*STAGES, "speed")
-#: the one objective that most networks do not have: theirs is 0, and would be the first card of all
+#: the one objective that most networks do not have: theirs is 0
 OFTEN_NONE = "train/aux_loss"
+#: its tag: TensorBoard sorts cards by name, and by its own it would be the first of all
+AFTER_LOSS = "train/loss, auxiliary"
 #: TensorBoard sorts groups by name; these come after the objectives'
 WATCHED = "watched"
 
@@ -15,9 +17,11 @@ WATCHED = "watched"
 def tag_of(key: str) -> str:
     """The tag of a key: objectives keep theirs, all else is in groups of few cards, its parts in groups of their own.
 
-    ``train/loss`` stays, ``balance/dead_banks`` becomes ``watched balance/dead_banks``, ``balance/dead_banks/dense``
+    ``train/loss`` stays, ``train/aux_loss`` follows it as ``train/loss, auxiliary``, ``balance/dead_banks`` becomes ``watched balance/dead_banks``, ``balance/dead_banks/dense``
     ``watched balance, in parts/dead_banks/dense``, ``tokens_seen`` ``watched run/tokens_seen``.
     """
+    if key == OFTEN_NONE:
+        return AFTER_LOSS
     group, _, rest = key.partition("/")
     if group in STAGES and rest:
         return key

@@ -1,6 +1,6 @@
 """Which numbers TensorBoard shows from when on."""
 
-from app.training.logging.tags import Changing
+from app.training.logging.tags import Changing, tag_of
 
 
 def test_objectives_are_shown_at_once_and_all_else_once_it_changes() -> None:
@@ -18,3 +18,8 @@ def test_objectives_are_shown_at_once_and_all_else_once_it_changes() -> None:
         "train/aux_loss",
         "balance/dead_banks",
     ]
+
+
+def test_the_order_of_the_cards_of_training() -> None:
+    keys = ["train/aux_loss", "train/loss", "train/grad_norm", "train/lr"]
+    assert sorted(map(tag_of, keys)) == ["train/grad_norm", "train/loss", "train/loss, auxiliary", "train/lr"]
