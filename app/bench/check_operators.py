@@ -114,9 +114,9 @@ def compare(
     autocast = torch.autocast(device.type, torch.bfloat16) if is_rounded else nullcontext()
     with exact_products(), any_order():
         with autocast:
-            found = compute(case, given, form, ties)
+            found = compute(case, given, form, ties, dtype)
         wide = with_tensors(given, _widened)
-        expected = compute(case, wide, "naive", ties)
+        expected = compute(case, wide, "naive", ties, dtype)
     errors = {
         f"output {index}" if len(found.outputs) > 1 else "output": (
             relative_error(_decided(y, ties), _decided(wanted, ties)),
@@ -131,7 +131,13 @@ def compare(
     return _finding(name, case, form, where, errors=errors, n_near_ties=n_near_ties)
 
 
-def compute(case: Case, given: Arguments, form: Form, ties: Tensor | None = None) -> Computed:
+def compute(
+    case: Case,
+    given: Arguments,
+    form: Form,
+    ties: Tensor | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Computed:
     """Outputs and gradients of a call, by a form.
 
     Args:
@@ -139,12 +145,17 @@ def compute(case: Case, given: Arguments, form: Form, ties: Tensor | None = None
         given: its arguments; those that require a gradient get one.
         form: that computes it.
         ties: where upstream gradients are zero, in the shape of the first axes of the outputs.
+        dtype: the upstream gradients hold numbers that this format has, whatever the outputs are in. A form gets them
+            in the format of its output; rounded there alone, they would be other ones than the reference gets, and a
+            gradient whose terms cancel, such as that of one number that is added to every score, tell that apart.
     """
     with use_form(form):
         outputs = tensors_of(case.function(**given))
     generator = torch.Generator("cpu").manual_seed(UPSTREAM_SEED)
     learnt = [y for y in outputs if y.requires_grad]
-    upstream = [torch.randn(y.shape, generator=generator, dtype=torch.float64).to(y) for y in learnt]
+    upstream = [
+        torch.randn(y.shape, generator=generator, dtype=torch.float64).to(dtype).to(y) for y in learnt
+    ]
     if ties is not None:
         upstream = [g.masked_fill(_over(ties, g), 0.0) for g in upstream]
     leaves = _leaves(given)

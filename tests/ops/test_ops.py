@@ -25,7 +25,7 @@ from app.ops.banks import (
     grouped_outer,
     sort_by_bank,
 )
-from app.ops.case import Draw, Size, all_cases
+from app.ops.case import Case, Draw, Size, all_cases
 from app.ops.embedding.vectorized import Embedding, by_product, by_sorting
 from app.ops.pathway_mix import pathway_mix
 from app.ops.ternary import ternary
@@ -67,6 +67,15 @@ def assert_same(op: str, given: dict[str, Any]) -> None:
 def test_fast_forms_equal_the_reference(op: str) -> None:
     findings = list(check_case(op, CASES[op], [*check_sizes(quick=True), *SIZES], CPU))
     assert all(finding.passed for finding in findings), "\n".join(check_lines(findings))
+
+
+def test_a_gradient_whose_terms_cancel_is_compared_on_the_same_numbers() -> None:
+    """The gradient of a number that is added to every entry is a sum: of 200 upstream ones, here 3.38 of a norm of 15."""
+    case = Case(lambda x, bias: (x.float() + bias).to(x.dtype), lambda size, draw: {}, lambda size: 0)
+    x = Draw(0, CPU, torch.bfloat16).activation(2, 100)
+    given = {"x": x, "bias": torch.zeros((), requires_grad=True)}
+    finding = compare("shift", case, given, "naive", torch.bfloat16)
+    assert finding.errors["gradient of bias"][0] <= 1e-6
 
 
 @pytest.mark.parametrize("op", BANKED)
