@@ -12,6 +12,7 @@ from app.models import feedback
 from app.models.local_gpt import LocalGPT, LocalLinear
 from app.models.local_gpt.attention import LocalSelfAttention
 from app.models.local_linear import local_linears
+from app.ops.sigmoid_attention.dropout import Dropout
 from tests import tolerances
 from tests.parity import relative_error
 
@@ -153,7 +154,16 @@ def test_every_site_of_dropout(monkeypatch: pytest.MonkeyPatch, options: dict[st
         masks.append(torch.bernoulli(torch.full_like(x, 0.75)) / 0.75)
         return x * masks[-1]
 
+    is_dropped = Dropout.is_dropped
+
+    def of_weights(self: Dropout, *shape: int) -> Tensor:
+        assert self.probability == 0.25
+        found = is_dropped(self, *shape)
+        masks.append((~found).double() / 0.75)
+        return found
+
     monkeypatch.setattr(F, "dropout", dropout)
+    monkeypatch.setattr(Dropout, "is_dropped", of_weights)
     logits = network(tokens()).logits
     one_block = [(3, HEADS, 13, 13), (3, 13, D), (3, 13, D)]
     assert [tuple(mask.shape) for mask in masks] == [(3, 13, D), *(LAYERS * one_block)]

@@ -14,7 +14,7 @@ from app.models.attention import KeyValueCache, SoftmaxAttention
 from app.models.local_gpt.config import LocalGPTConfig, SigmoidBias
 from app.models.local_linear import LocalLinear
 from app.models.rules import FollowsRule
-from app.ops.sigmoid_attention import sigmoid_attention, sigmoid_weights
+from app.ops.sigmoid_attention import dropped_weights, sigmoid_attention, sigmoid_weights
 
 
 class SigmoidAttention(nn.Module, FollowsRule):
@@ -46,7 +46,7 @@ class SigmoidAttention(nn.Module, FollowsRule):
         if not is_asked_for(self, "weights"):
             return sigmoid_attention(q, k, v, bias, dropout, straight_through)
         weights = tap(self, "weights", sigmoid_weights(q, k, bias, straight_through))
-        return F.dropout(weights.to(v.dtype), dropout) @ v
+        return dropped_weights(weights.to(v.dtype), dropout) @ v
 
 
 class LocalSelfAttention(nn.Module):

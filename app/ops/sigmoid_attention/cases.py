@@ -20,11 +20,17 @@ def _flops(size: Size) -> int:
     return 4 * n_heads * size.causal_pairs * d
 
 
+def _dropout(size: Size, draw: Draw) -> Arguments:
+    seed = torch.tensor([size.T, -size.D], dtype=torch.int32, device=draw.device)
+    return _arguments(size, draw) | {"dropout": 0.2, "seed": seed}
+
+
 def _straight_through(size: Size, draw: Draw) -> Arguments:
     return _arguments(size, draw) | {"straight_through": True}
 
 
 CASES = {
     "sigmoid_attention": Case(sigmoid_attention, _arguments, _flops, "BTD", has_products=True),
+    "sigmoid_attention.dropout": Case(sigmoid_attention, _dropout, _flops, "BTD", has_products=True),
     "sigmoid_attention.ste": Case(sigmoid_attention, _straight_through, _flops, "BTD", has_products=True),
 }

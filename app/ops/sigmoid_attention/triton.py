@@ -14,29 +14,41 @@ from torch import Tensor
 from app.ops.bank_kernels import precision, tile_width
 from app.ops.precision import matmul_dtype
 from app.ops.sigmoid_attention import naive
+from app.ops.sigmoid_attention.dropout import Dropout, dropout_of
 
 WIDEST_HEAD = 128
+LOG2_E = tl.constexpr(1.4426950408889634)
 
 
 class _SigmoidAttention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor, straight_through: bool) -> Tensor:
+    def forward(
+        ctx: Any,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        bias: Tensor,
+        straight_through: bool,
+        probability: float,
+        seed: Tensor | None,
+    ) -> Tensor:
         q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
         rows = bias.reshape(-1).float()
         B, H, T, d = q.shape
         # As projections take it: the heads of a token side by side.
         y = q.new_empty(B, T, H, d).transpose(1, 2)
         tile = _tile(d, q.dtype)
+        drops = _drops(probability, seed)
         _forward[(B * H, triton.cdiv(T, tile["QUERIES"]))](
-            q, k, v, rows, y, *_sizes(q, k, rows), *_strides(q, k, v, y), d**-0.5, **tile
+            q, k, v, rows, seed, y, *_sizes(q, k, rows), *_strides(q, k, v, y), d**-0.5, *drops, **tile
         )
-        ctx.save_for_backward(q, k, v, rows)
-        ctx.bias, ctx.straight_through = (bias.shape, bias.dtype), straight_through
+        ctx.save_for_backward(q, k, v, rows, seed)
+        ctx.bias, ctx.straight_through, ctx.drops = (bias.shape, bias.dtype), straight_through, drops
         return y
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, rows = ctx.saved_tensors
+        q, k, v, rows, seed = ctx.saved_tensors
         grad = grad.to(q.dtype)
         if grad.stride(-1) != 1:
             grad = grad.contiguous()
@@ -44,17 +56,17 @@ class _SigmoidAttention(torch.autograd.Function):
         tile = _tile(d, q.dtype) | {"STRAIGHT_THROUGH": ctx.straight_through}
         dq = q.new_empty(B, T, H, d).transpose(1, 2)
         d_rows = torch.empty(B * H, T, dtype=torch.float32, device=q.device)
-        sizes, scale = _sizes(q, k, rows), d**-0.5
+        sizes, scales = _sizes(q, k, rows), (d**-0.5, *ctx.drops)
         _query_backward[(B * H, triton.cdiv(T, tile["QUERIES"]))](
-            q, k, v, rows, grad, dq, d_rows, *sizes, *_strides(q, k, v, grad, dq), scale, **tile
+            q, k, v, rows, seed, grad, dq, d_rows, *sizes, *_strides(q, k, v, grad, dq), *scales, **tile
         )
         dk, dv = (q.new_empty(B, S, H, d).transpose(1, 2) for _ in range(2))
         _key_backward[(B * H, triton.cdiv(S, tile["KEYS"]))](
-            q, k, v, rows, grad, dk, dv, *sizes, *_strides(q, k, v, grad, dk, dv), scale, **tile
+            q, k, v, rows, seed, grad, dk, dv, *sizes, *_strides(q, k, v, grad, dk, dv), *scales, **tile
         )
         shape, dtype = ctx.bias
         d_bias = (d_rows.sum() if len(shape) == 0 else d_rows.sum(0)).view(shape).to(dtype)
-        return dq, dk, dv, d_bias, None
+        return dq, dk, dv, d_bias, None, None, None
 
 
 def _sizes(q: Tensor, k: Tensor, rows: Tensor) -> tuple[int, ...]:
@@ -65,6 +77,13 @@ def _strides(*tensors: Tensor) -> tuple[int, ...]:
     return tuple(stride for x in tensors for stride in x.stride()[:3])
 
 
+def _drops(probability: float, seed: Tensor | None) -> tuple[float, int, bool]:
+    """Factor on the weights that stay, threshold, whether there is any."""
+    if seed is None:
+        return 1.0, 0, False
+    return 1 / (1 - probability), Dropout(probability, seed).threshold, True
+
+
 def _tile(d_head: int, dtype: torch.dtype) -> dict[str, Any]:
     n = 32 if dtype == torch.float32 else 64  # fp32 is multiplied in registers
     head = tile_width(d_head, WIDEST_HEAD)
@@ -73,17 +92,27 @@ def _tile(d_head: int, dtype: torch.dtype) -> dict[str, Any]:
 
 
 def sigmoid_attention(
-    q: Tensor, k: Tensor, v: Tensor, bias: Tensor, dropout: float = 0.0, straight_through: bool = False
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor,
+    dropout: float = 0.0,
+    straight_through: bool = False,
+    seed: Tensor | None = None,
 ) -> Tensor:
     """Causal attention by sigmoids; see :func:`app.ops.sigmoid_attention.sigmoid_attention`.
 
-    Heads wider than 128 and dropped weights are left to the reference.
+    Heads wider than 128 are left to the reference.
     """
-    if q.shape[-1] > WIDEST_HEAD or dropout > 0.0:
-        return naive.sigmoid_attention(q, k, v, bias, dropout, straight_through)
+    if q.shape[-1] > WIDEST_HEAD:
+        return naive.sigmoid_attention(q, k, v, bias, dropout, straight_through, seed)
     dtype = matmul_dtype(q)
+    drops = dropout_of(q, dropout, seed)
+    drawn = None if drops is None else drops.seed
     with torch.autocast(q.device.type, enabled=False), torch.cuda.device_of(q):
-        y: Tensor = _SigmoidAttention.apply(q.to(dtype), k.to(dtype), v.to(dtype), bias, straight_through)
+        y: Tensor = _SigmoidAttention.apply(
+            q.to(dtype), k.to(dtype), v.to(dtype), bias, straight_through, dropout, drawn
+        )
     return y
 
 
@@ -110,16 +139,37 @@ def _store_rows(x, rows, t, n_rows, stride_t, d_head, HEAD: tl.constexpr):
 
 
 @triton.jit
+def _mixed(x):
+    x = (x ^ ((x >> 16) & 0xFFFF)) * 0x7FEB352D
+    x = (x ^ ((x >> 15) & 0x1FFFF)) * -2073254261
+    return x ^ ((x >> 16) & 0xFFFF)
+
+
+@triton.jit
+def _keys_of(seed, position):
+    """What the dropped weights of these rows, or columns, of one head follow from; see dropout.py."""
+    head = tl.full((1,), 0, tl.int32) + tl.program_id(0)
+    return _mixed(_mixed(head ^ tl.load(seed)) ^ position)
+
+
+@triton.jit
+def _stays(rows, columns, threshold):
+    bits = (rows ^ columns) * 0x7FEB352D
+    bits = (bits ^ ((bits >> 15) & 0x1FFFF)) * -2073254261
+    return bits >= threshold
+
+
+@triton.jit
 def _sigmoid(score):
-    # Of the negative absolute value, so that no power of e is infinite.
-    small = tl.exp(-tl.abs(score))
-    return tl.where(score >= 0, 1.0, small) / (1.0 + small)
+    """Of a score times log₂ e."""
+    return 1.0 / (1.0 + tl.exp2(-score))
 
 
 @triton.jit
 def _forward(
-    q, k, v, bias, y, n_heads, n_queries, n_keys, d_head, bias_stride,
+    q, k, v, bias, seed, y, n_heads, n_queries, n_keys, d_head, bias_stride,
     q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, y_b, y_h, y_t, scale,
+    stay_scale, threshold, DROPS: tl.constexpr,
     QUERIES: tl.constexpr, KEYS: tl.constexpr, HEAD: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     # Late queries, which have the longest past, begin first.
@@ -129,22 +179,29 @@ def _forward(
     t = tile * QUERIES + tl.arange(0, QUERIES)
     position = t + n_keys - n_queries
     q_tile = _rows_of(q, t, n_queries, q_t, d_head, HEAD)
-    b = tl.load(bias + t * bias_stride, mask=t < n_queries, other=0.0)
+    b = tl.load(bias + t * bias_stride, mask=t < n_queries, other=0.0) * LOG2_E
     total = tl.full((QUERIES, HEAD), 0.0, tl.float32)
+    in_twos = scale * LOG2_E
+    if DROPS:
+        rows = _keys_of(seed, t)
     for start in range(0, tl.minimum(n_keys, (tile + 1) * QUERIES + n_keys - n_queries), KEYS):
         s = start + tl.arange(0, KEYS)
         k_tile = _rows_of(k, s, n_keys, k_t, d_head, HEAD)
-        score = tl.dot(q_tile, tl.trans(k_tile), input_precision=PRECISION) * scale + b[:, None]
-        weight = tl.where(s[None, :] <= position[:, None], _sigmoid(score), 0.0)
+        score = tl.dot(q_tile, tl.trans(k_tile), input_precision=PRECISION) * in_twos + b[:, None]
+        counts = s[None, :] <= position[:, None]
+        if DROPS:
+            counts &= _stays(rows[:, None], _keys_of(seed + 1, s)[None, :], threshold)
+        weight = tl.where(counts, _sigmoid(score), 0.0)
         v_tile = _rows_of(v, s, n_keys, v_t, d_head, HEAD)
         total = tl.dot(weight.to(v_tile.dtype), v_tile, total, input_precision=PRECISION)
-    _store_rows(y, total, t, n_queries, y_t, d_head, HEAD)
+    _store_rows(y, total * stay_scale, t, n_queries, y_t, d_head, HEAD)
 
 
 @triton.jit
 def _query_backward(
-    q, k, v, bias, grad, dq, d_bias, n_heads, n_queries, n_keys, d_head, bias_stride,
+    q, k, v, bias, seed, grad, dq, d_bias, n_heads, n_queries, n_keys, d_head, bias_stride,
     q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, g_b, g_h, g_t, dq_b, dq_h, dq_t, scale,
+    stay_scale, threshold, DROPS: tl.constexpr,
     QUERIES: tl.constexpr, KEYS: tl.constexpr, HEAD: tl.constexpr, PRECISION: tl.constexpr,
     STRAIGHT_THROUGH: tl.constexpr,
 ):  # fmt: skip
@@ -157,8 +214,11 @@ def _query_backward(
     position = t + n_keys - n_queries
     q_tile = _rows_of(q, t, n_queries, q_t, d_head, HEAD)
     g_tile = _rows_of(grad, t, n_queries, g_t, d_head, HEAD)
-    b = tl.load(bias + t * bias_stride, mask=t < n_queries, other=0.0)
+    b = tl.load(bias + t * bias_stride, mask=t < n_queries, other=0.0) * LOG2_E
     total = tl.full((QUERIES, HEAD), 0.0, tl.float32)
+    in_twos = scale * LOG2_E
+    if DROPS:
+        rows = _keys_of(seed, t)
     d_row = tl.full((QUERIES,), 0.0, tl.float32)
     for start in range(0, tl.minimum(n_keys, (tile + 1) * QUERIES + n_keys - n_queries), KEYS):
         s = start + tl.arange(0, KEYS)
@@ -166,20 +226,24 @@ def _query_backward(
         v_tile = _rows_of(v, s, n_keys, v_t, d_head, HEAD)
         d_score = tl.dot(g_tile, tl.trans(v_tile), input_precision=PRECISION)
         if not STRAIGHT_THROUGH:
-            score = tl.dot(q_tile, tl.trans(k_tile), input_precision=PRECISION) * scale + b[:, None]
+            score = tl.dot(q_tile, tl.trans(k_tile), input_precision=PRECISION) * in_twos + b[:, None]
             weight = _sigmoid(score)
             d_score *= weight * (1.0 - weight)
-        d_score = tl.where(s[None, :] <= position[:, None], d_score, 0.0)
+        counts = s[None, :] <= position[:, None]
+        if DROPS:
+            counts &= _stays(rows[:, None], _keys_of(seed + 1, s)[None, :], threshold)
+        d_score = tl.where(counts, d_score, 0.0)
         d_row += tl.sum(d_score, 1)
         total = tl.dot(d_score.to(k_tile.dtype), k_tile, total, input_precision=PRECISION)
-    _store_rows(dq, total * scale, t, n_queries, dq_t, d_head, HEAD)
-    tl.store(d_bias + tl.program_id(0).to(tl.int64) * n_queries + t, d_row, mask=t < n_queries)
+    _store_rows(dq, total * (scale * stay_scale), t, n_queries, dq_t, d_head, HEAD)
+    tl.store(d_bias + tl.program_id(0).to(tl.int64) * n_queries + t, d_row * stay_scale, mask=t < n_queries)
 
 
 @triton.jit
 def _key_backward(
-    q, k, v, bias, grad, dk, dv, n_heads, n_queries, n_keys, d_head, bias_stride,
+    q, k, v, bias, seed, grad, dk, dv, n_heads, n_queries, n_keys, d_head, bias_stride,
     q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, g_b, g_h, g_t, dk_b, dk_h, dk_t, dv_b, dv_h, dv_t, scale,
+    stay_scale, threshold, DROPS: tl.constexpr,
     QUERIES: tl.constexpr, KEYS: tl.constexpr, HEAD: tl.constexpr, PRECISION: tl.constexpr,
     STRAIGHT_THROUGH: tl.constexpr,
 ):  # fmt: skip
@@ -191,22 +255,27 @@ def _key_backward(
     s = tile * KEYS + tl.arange(0, KEYS)
     k_tile = _rows_of(k, s, n_keys, k_t, d_head, HEAD)
     v_tile = _rows_of(v, s, n_keys, v_t, d_head, HEAD)
+    in_twos = scale * LOG2_E
+    if DROPS:
+        columns = _keys_of(seed + 1, s)
     k_total = tl.full((KEYS, HEAD), 0.0, tl.float32)
     v_total = tl.full((KEYS, HEAD), 0.0, tl.float32)
     for start in range(tl.maximum(0, tile * KEYS - (n_keys - n_queries)), n_queries, QUERIES):
         t = start + tl.arange(0, QUERIES)
-        sees = (s[:, None] <= (t + n_keys - n_queries)[None, :]) & (t < n_queries)[None, :]
+        counts = (s[:, None] <= (t + n_keys - n_queries)[None, :]) & (t < n_queries)[None, :]
+        if DROPS:
+            counts &= _stays(_keys_of(seed, t)[None, :], columns[:, None], threshold)
         q_tile = _rows_of(q, t, n_queries, q_t, d_head, HEAD)
         g_tile = _rows_of(grad, t, n_queries, g_t, d_head, HEAD)
-        b = tl.load(bias + t * bias_stride, mask=t < n_queries, other=0.0)
-        score = tl.dot(k_tile, tl.trans(q_tile), input_precision=PRECISION) * scale + b[None, :]
-        weight = tl.where(sees, _sigmoid(score), 0.0)
+        b = tl.load(bias + t * bias_stride, mask=t < n_queries, other=0.0) * LOG2_E
+        score = tl.dot(k_tile, tl.trans(q_tile), input_precision=PRECISION) * in_twos + b[None, :]
+        weight = tl.where(counts, _sigmoid(score), 0.0)
         v_total = tl.dot(weight.to(g_tile.dtype), g_tile, v_total, input_precision=PRECISION)
         d_score = tl.dot(v_tile, tl.trans(g_tile), input_precision=PRECISION)
         if STRAIGHT_THROUGH:
-            d_score = tl.where(sees, d_score, 0.0)
+            d_score = tl.where(counts, d_score, 0.0)
         else:
-            d_score = tl.where(sees, d_score * weight * (1.0 - weight), 0.0)
+            d_score = tl.where(counts, d_score * weight * (1.0 - weight), 0.0)
         k_total = tl.dot(d_score.to(q_tile.dtype), q_tile, k_total, input_precision=PRECISION)
-    _store_rows(dk, k_total * scale, s, n_keys, dk_t, d_head, HEAD)
-    _store_rows(dv, v_total, s, n_keys, dv_t, d_head, HEAD)
+    _store_rows(dk, k_total * (scale * stay_scale), s, n_keys, dk_t, d_head, HEAD)
+    _store_rows(dv, v_total * stay_scale, s, n_keys, dv_t, d_head, HEAD)
