@@ -159,6 +159,8 @@ def compute(
     if ties is not None:
         upstream = [g.masked_fill(_over(ties, g), 0.0) for g in upstream]
     leaves = _leaves(given)
+    if not leaves:
+        return Computed(outputs, {})
     # An argument that the output does not depend on gets zeros, in every form.
     gradients = torch.autograd.grad(
         learnt, list(leaves.values()), upstream, allow_unused=True, materialize_grads=True

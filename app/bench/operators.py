@@ -78,6 +78,7 @@ class Calls:
         given = tensors_of(first)
         n_bytes, result_bytes = _bytes(given), _bytes(results)
         learnt = [x for x in given if x.requires_grad]
+        self.learns = bool(learnt)
         self.n_bytes = {
             "fwd": n_bytes + result_bytes,
             # Beside the forward: inputs and upstream gradients read, a gradient written for every input that gets one.
@@ -98,15 +99,17 @@ class Calls:
         return call
 
     def both(self, form: Form) -> Callable[[int], object]:
-        """Calls with the gradient of every argument."""
+        """Calls with the gradient of every argument, where any gets one."""
 
         def call(number: int) -> None:
             given = self._sets[number % len(self._sets)]
             with self._order(form):
                 results = [y for y in self._forward(form, given) if y.is_floating_point()]
-                upstream = [g.to(y.dtype) for y, g in zip(results, self._upstream, strict=True)]
+                upstream = {
+                    y: g.to(y.dtype) for y, g in zip(results, self._upstream, strict=True) if y.requires_grad
+                }
                 leaves = [x for x in tensors_of(given) if x.requires_grad]
-                torch.autograd.grad(results, leaves, upstream, allow_unused=True)
+                torch.autograd.grad([*upstream], leaves, [*upstream.values()], allow_unused=True)
 
         return call
 
@@ -144,7 +147,9 @@ def times(
     calls = Calls(case, size, device, dtype, quick)
     works: dict[tuple[Form, str], Callable[[int], object]] = {}
     for form in case.forms(device):
-        works |= {(form, "fwd"): calls.forward(form), (form, "fwd+bwd"): calls.both(form)}
+        works[form, "fwd"] = calls.forward(form)
+        if calls.learns:
+            works[form, "fwd+bwd"] = calls.both(form)
     named: Mapping[str, tuple[Form, str]] = {" ".join(key): key for key in works}
     found = measure(
         {label: works[key] for label, key in named.items()}, device, n_windows, 0.0 if quick else None

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from app.models.layers import LayerNorm
+from app.ops.depth_attention import depth_attention
 
 
 class TransposedLinear(nn.Linear):
@@ -52,9 +53,5 @@ class AttentionResidual(nn.Module):
             ``(B, T, D)``.
         """
         asked = self.key(self.query(z)) * z.shape[-1] ** -0.5  # (B, T, D)
-        scores = torch.stack([(asked * h).sum(-1) for h in history])  # (n, B, T)
-        mixed = z
-        for alpha, h in zip(scores.softmax(0), history, strict=True):
-            mixed = mixed + alpha.unsqueeze(-1) * h
-        y: Tensor = self.norm(mixed)
+        y: Tensor = self.norm(depth_attention(asked, z, list(history)))
         return y

@@ -198,10 +198,11 @@ class EquilibriumLM(LanguageModel, options_of=EquilibriumConfig):
         signal = self.equilibrium_signals[layer]
         # No loss reads the routing of an earlier layer, so that nothing is lost where its graph ends.
         source = out if layer == len(self.blocks) - 1 else out.detach()
-        deviation, warming_up = signal(source)
+        collects = self.step_statistics is not None and self.training and not is_recomputing()
+        deviation, warming_up, sums = signal(source, collects)
         deviation = tap(self, f"blocks.{layer}.router.deviation", deviation)
-        if self.step_statistics is not None and self.training and not is_recomputing():
-            self.step_statistics.add_outputs(layer, out.detach(), signal.running_mean)
+        if self.step_statistics is not None and sums is not None:
+            self.step_statistics.add_outputs(layer, sums)
         score = signal.standardized(deviation)
         route, probabilities, thresholds = self._router(layer)(score)
         probabilities = tap(self, f"blocks.{layer}.router.probabilities", probabilities)

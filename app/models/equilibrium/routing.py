@@ -12,13 +12,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from app.models.equilibrium.signal import Statistics
-from app.models.equilibrium.statistics import (
-    global_quantiles,
-    histogram,
-    histogram_quantiles,
-    is_recomputing,
-)
+from app.models.equilibrium.statistics import global_quantiles, is_recomputing
 from app.models.ranks import world_size
+from app.ops.histogram import histogram, histogram_quantiles
 
 ROUTES = ("forward", "branch", "backward", "plastic")
 FORWARD, BRANCH, BACKWARD, PLASTIC = range(4)
@@ -124,7 +120,7 @@ class RoutingDecision(nn.Module):
         counts = histogram(deviation.flatten()[None], *self.value_range)
         if across_ranks and world_size() > 1:
             dist.all_reduce(counts)
-        return histogram_quantiles(counts, self.target_cdf, *self.value_range)[0]
+        return histogram_quantiles(self.target_cdf, counts, *self.value_range)[0]
 
     @torch.no_grad()
     def move(self, quantiles: Tensor, seen: Tensor) -> None:

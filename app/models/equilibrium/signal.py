@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from app.models.equilibrium.statistics import global_moments, is_recomputing
 from app.models.ranks import world_size
+from app.ops.deviation import deviation
 
 EPSILON = 1e-8
 Statistics = Literal["current", "lagged"]
@@ -22,10 +23,12 @@ class EquilibriumOutput(NamedTuple):
         deviation: ``(B, T)`` ≥ 0, root mean square over features of (x − running mean) / running deviation;
             about 1 for a usual token.
         warming_up: ``()`` bool, whether fewer than ``warmup_steps`` batches have moved the running values.
+        sums: ``(2, D)``, over tokens, of x − running mean and of its square; None unless asked for.
     """
 
     deviation: Tensor
     warming_up: Tensor
+    sums: Tensor | None
 
 
 class EquilibriumSignal(nn.Module):
@@ -69,25 +72,23 @@ class EquilibriumSignal(nn.Module):
         self.register_buffer("deviation_mean", torch.ones(()) if standardize else None)
         self.register_buffer("deviation_var", torch.full((), 1 / (2 * d_model)) if standardize else None)
 
-    def forward(self, x: Tensor) -> EquilibriumOutput:
-        """Score ``(B, T, D)``; the gradient goes through x alone."""
-        x = x.to(torch.promote_types(x.dtype, self.running_mean.dtype))
+    def forward(self, x: Tensor, with_sums: bool = False) -> EquilibriumOutput:
+        """Score ``(B, T, D)``, and ask for its sums; the gradient goes through x alone."""
         moves = self._moves_in_forward(x)
         if moves:
             with torch.no_grad():
-                mean, variance = global_moments(x.detach().flatten(0, 1), self.running_mean)
+                wide = x.detach().to(torch.promote_types(x.dtype, self.running_mean.dtype))
+                mean, variance = global_moments(wide.flatten(0, 1), self.running_mean)
                 self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
                 self.running_var.lerp_(variance.to(self.running_var.dtype), self.momentum)
                 self.num_batches_tracked += 1
-        scaled = (x - self.running_mean) / (self.running_var.sqrt() + EPSILON)
-        deviation = torch.linalg.vector_norm(scaled, dim=-1)
-        deviation = deviation / x.shape[-1] ** 0.5
+        distance, sums = deviation(x, self.running_mean, self.running_var, with_sums)
         if moves and self.standardize:
             with torch.no_grad():
-                mean, variance = global_moments(deviation.detach().flatten(), self.deviation_mean)
+                mean, variance = global_moments(distance.detach().flatten(), self.deviation_mean)
                 self.deviation_mean.lerp_(mean.to(self.deviation_mean.dtype), self.momentum)
                 self.deviation_var.lerp_(variance.to(self.deviation_var.dtype), self.momentum)
-        return EquilibriumOutput(deviation, self.is_warming_up)
+        return EquilibriumOutput(distance, self.is_warming_up, sums)
 
     @property
     def is_warming_up(self) -> Tensor:

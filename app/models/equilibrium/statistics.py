@@ -1,6 +1,6 @@
 """Batch statistics that move running values: of this rank, of all ranks, or of a whole optimizer step.
 
-Shape suffixes: L layers, R routers, B batch, T sequence, D width, Q quantiles, N bins.
+Shape suffixes: L layers, R routers, B batch, T sequence, D width, Q quantiles.
 """
 
 from collections.abc import Sequence
@@ -10,8 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from app.models.ranks import world_size
-
-N_BINS = 4096
+from app.ops.histogram import N_BINS, histogram, histogram_quantiles
 
 
 def is_recomputing() -> bool:
@@ -73,53 +72,6 @@ def global_quantiles(values: Tensor, levels: Tensor, across_ranks: bool = True) 
     return torch.lerp(ordered[below], ordered[above], (position - below).to(ordered.dtype))
 
 
-def histogram(values: Tensor, low: float, high: float) -> Tensor:
-    """Counts in equal bins over [low, high), the outer two open to their sides.
-
-    Args:
-        values: ``(R, …)``.
-        low: lower end of the first bin.
-        high: upper end of the last bin.
-
-    Returns:
-        ``(R, N)`` int64; integer sums are the same in any order.
-    """
-    bins = ((values.flatten(1) - low) * (N_BINS / (high - low))).floor()
-    # A value that is not finite lands in a bin too: the step that it spoils is not kept.
-    bins = bins.nan_to_num(0.0).clamp(0, N_BINS - 1).long()
-    counts = torch.zeros(values.shape[0], N_BINS, dtype=torch.int64, device=values.device)
-    return counts.scatter_add_(1, bins, torch.ones_like(bins))
-
-
-def histogram_quantiles(counts: Tensor, levels: Tensor, low: float, high: float) -> Tensor:
-    """Quantiles of what was counted by :func:`histogram`, at most one bin from the exact ones inside [low, high).
-
-    The quantile at level q lies between the ordered values ⌊q(n−1)⌋ and the next; each is placed inside its own
-    bin by its rank there, because the two may lie in bins far apart.
-
-    Args:
-        counts: ``(R, N)``.
-        levels: ``(Q,)`` in [0, 1].
-        low: as for the counts.
-        high: as for the counts.
-
-    Returns:
-        ``(R, Q)`` float64; meaningless where nothing was counted.
-    """
-    cumulative = counts.cumsum(1)  # (R, N)
-    last = (cumulative[:, -1:] - 1).clamp(min=0)  # (R, 1)
-    position = levels.double() * last  # (R, Q)
-    below = position.floor().long()
-    ranks = torch.cat([below, torch.minimum(below + 1, last)], dim=1)  # (R, 2Q)
-    bins = torch.searchsorted(cumulative, ranks, right=True).clamp(max=N_BINS - 1)
-    inside = counts.gather(1, bins)
-    before = cumulative.gather(1, bins) - inside
-    share = (ranks - before + 0.5) / inside.clamp(min=1)
-    placed = low + (bins + share) * ((high - low) / N_BINS)
-    lower, upper = placed.double().chunk(2, dim=1)
-    return torch.lerp(lower, upper, position - below)
-
-
 class StepStatistics(nn.Module):
     """What all layers see during one optimizer step, summed up and applied after it (``statistics="lagged"``).
 
@@ -175,11 +127,10 @@ class StepStatistics(nn.Module):
         return [self.count, self.sums, self.squares, self.deviation_sums, self.quantiles]
 
     @torch.no_grad()
-    def add_outputs(self, layer: int, x: Tensor, around: Tensor) -> None:
-        """Takes in the ``(B, T, D)`` output of one block, around its running mean ``(D)``."""
-        shifted = (x.to(around.dtype) - around).flatten(0, 1)
-        self.sums[layer] += shifted.sum(0)
-        self.squares[layer] += shifted.square().sum(0)
+    def add_outputs(self, layer: int, sums: Tensor) -> None:
+        """Takes in what one block put out: ``(2, D)``, sums of distances to its running mean, and of their squares."""
+        self.sums[layer] += sums[0]
+        self.squares[layer] += sums[1]
 
     @torch.no_grad()
     def add_deviations(
@@ -206,6 +157,6 @@ class StepStatistics(nn.Module):
     def step_quantiles(self, levels: Tensor) -> Tensor:
         """``(R, Q)`` quantiles of the step."""
         if self.by_histogram:
-            return histogram_quantiles(self.quantiles, levels, *self.value_range)
+            return histogram_quantiles(levels, self.quantiles, *self.value_range)
         per_router = self.count * (self.sums.shape[0] // self.n_routers)
         return self.quantiles / per_router.clamp(min=1)
