@@ -86,26 +86,41 @@ def _uniform(n_rows: int, n_columns: int, draw: torch.Generator) -> Tensor:
     return torch.rand(n_rows, n_columns, generator=draw, device=draw.device, dtype=torch.float32)
 
 
-def align(feedback: Tensor, weight: Tensor, n_probes: int, rate: float, draw: torch.Generator) -> None:
-    """Turns B, in place, towards the Jacobian that random probes of the forward pass show; its length stays.
-
-    Probes V ~ N(0, I) ``(n, in)`` give U = V Wᵀ and the estimate Ĵ = Uᵀ V / n. Of a linear layer Ĵ is W in the
-    mean, so that B converges to a multiple of W: a sampled weight mirror (Akrout et al. 2019).
+def probes(n_probes: int, weight: Tensor, draw: torch.Generator) -> Tensor:
+    """N(0, I) ``(n, in)`` for the weights ``(out, in)`` of a layer, as wide as they but in fp32 at least.
 
     Args:
-        feedback: B ``(out, in)``.
-        weight: W ``(out, in)``.
         n_probes: n.
-        rate: length of the step on the unit sphere.
-        draw: source of the probes, on the device of ``weight``.
+        weight: on the device of ``draw``.
+        draw: source of the numbers.
     """
-    weight = weight.to(torch.promote_types(weight.dtype, torch.float32))
-    probes = _normal(n_probes, weight.shape[1], draw).to(weight.dtype)
-    jacobian = (probes @ weight.T).T @ probes / n_probes
-    tiny = torch.finfo(weight.dtype).tiny
-    before = feedback.to(weight.dtype)
-    length = before.norm()
-    towards = jacobian / jacobian.norm().clamp_min(tiny)
+    return _normal(n_probes, weight.shape[1], draw).to(torch.promote_types(weight.dtype, torch.float32))
+
+
+def aligned(feedback: Tensor, weight: Tensor, probes: Tensor, rate: float) -> Tensor:
+    """B turned towards the Jacobian that random probes of the forward pass show; its length stays.
+
+    Probes V give U = V Wᵀ and the estimate Ĵ = Uᵀ V / n. Of a linear layer Ĵ is W in the mean, so that B converges to
+    a multiple of W: a sampled weight mirror (Akrout et al. 2019).
+
+    Args:
+        feedback: B ``(…, out, in)``, of one layer or of several.
+        weight: W ``(…, out, in)``.
+        probes: V ``(…, n, in)``, see :func:`probes`.
+        rate: length of the step on the unit sphere.
+
+    Returns:
+        ``(…, out, in)`` in the format of the probes.
+    """
+    jacobian = (probes @ weight.to(probes.dtype).mT).mT @ probes / probes.shape[-2]
+    tiny = torch.finfo(probes.dtype).tiny
+    before = feedback.to(probes.dtype)
+    length = _norm(before)
+    towards = jacobian / _norm(jacobian).clamp_min(tiny)
     unit = before / length.clamp_min(tiny)
-    moved = unit + rate * (towards - (unit * towards).sum() * unit)
-    feedback.copy_(length * moved / moved.norm().clamp_min(tiny))
+    moved = unit + rate * (towards - (unit * towards).sum((-2, -1), keepdim=True) * unit)
+    return length * moved / _norm(moved).clamp_min(tiny)
+
+
+def _norm(matrix: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(matrix, dim=(-2, -1), keepdim=True)

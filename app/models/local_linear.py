@@ -13,7 +13,7 @@ feedback alignment, the error that it learns from itself:
 Shape suffixes: N tokens, V logits.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Literal, get_args
 
 import torch
@@ -27,6 +27,8 @@ from app.models.rules import FollowsRule
 
 Method = Literal["bp", "fa", "dfa", "sign_sym"]
 METHODS: tuple[str, ...] = get_args(Method)
+#: most weights whose feedback is turned in one product, which takes five times their memory
+WEIGHTS_TOGETHER = 2**24
 
 
 class LocalLinear(nn.Linear, FollowsRule):
@@ -117,18 +119,6 @@ class LocalLinear(nn.Linear, FollowsRule):
         elif self.method == "sign_sym":
             self.sign_scale = draws.initial_scale(self.weight)
 
-    def align_feedback(self, n_probes: int, rate: float, step: int) -> None:
-        """One step of B towards W, see :func:`app.models.feedback.align`; the same on every rank.
-
-        Args:
-            n_probes: random inputs.
-            rate: length of the step on the unit sphere.
-            step: with seed and layer name the key of the probes.
-        """
-        assert self.feedback is not None
-        draw = draws.generator(self.seed, self.layer_name, step, device=self.weight.device)
-        draws.align(self.feedback, self.weight.detach(), n_probes, rate, draw)
-
     def forward(self, x: Tensor) -> Tensor:
         """``(…, in) → (…, out)``.
 
@@ -176,6 +166,43 @@ class LocalLinear(nn.Linear, FollowsRule):
         return f"{super().extra_repr()}, method={self.method}"
 
 
+@torch.no_grad()
+def align_feedback(layers: Iterable[LocalLinear], n_probes: int, rate: float, step: int) -> None:
+    """One step of each B towards W, see :func:`app.models.feedback.aligned`; the same on every rank.
+
+    Layers of one shape are turned together: a step of single ones is hundreds of launches of little work.
+
+    Args:
+        layers: that learn by ``fa``.
+        n_probes: random inputs of each.
+        rate: length of the step on the unit sphere.
+        step: with seed and layer name the key of the probes.
+    """
+    alike: dict[object, list[LocalLinear]] = {}
+    for layer in layers:
+        weight = layer.weight
+        together = alike.setdefault((weight.shape, weight.dtype, weight.device), [])
+        together.append(layer)
+        if (len(together) + 1) * weight.numel() > WEIGHTS_TOGETHER:
+            _align([*together], n_probes, rate, step)
+            together.clear()
+    for together in alike.values():
+        if together:
+            _align(together, n_probes, rate, step)
+
+
+def _align(layers: list[LocalLinear], n_probes: int, rate: float, step: int) -> None:
+    weights, feedback, probes = [], [], []
+    for layer in layers:
+        assert layer.feedback is not None
+        draw = draws.generator(layer.seed, layer.layer_name, step, device=layer.weight.device)
+        weights.append(layer.weight)
+        feedback.append(layer.feedback)
+        probes.append(draws.probes(n_probes, layer.weight, draw))
+    turned = draws.aligned(torch.stack(feedback), torch.stack(weights), torch.stack(probes), rate)
+    torch._foreach_copy_(feedback, list(turned.to(feedback[0].dtype).unbind()))
+
+
 def send_down(y: Tensor, x: Tensor, matrix: Tensor | None, sign_scale: Tensor | None = None) -> Tensor:
     """``y`` itself, whose gradient g also goes to ``x`` as g times ``matrix``.
 
@@ -206,7 +233,8 @@ class _SendDown(torch.autograd.Function):
         elif sign_scale is None:
             down = (g @ matrix.to(g.dtype)).to(ctx.dtype)
         else:
-            down = (g @ matrix.sign().to(g.dtype)).mul_(sign_scale.to(g.dtype)).to(ctx.dtype)
+            # Of the two factors of s the matrix is the smaller: it is read and written once more, not the product.
+            down = (g @ (matrix.sign() * sign_scale).to(g.dtype)).to(ctx.dtype)
         return g, down, None, None
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from app.models import LanguageModel
 from app.models.crystal import CrystalGPT
 from app.models.equilibrium import EquilibriumLM, EquilibriumSignal, PlasticAdapter, Verifier
-from app.models.feedback import align
+from app.models.feedback import aligned, probes
 from app.models.gpt import GPT
 from app.models.language_model import next_token_loss
 from app.models.layers import LayerNorm
@@ -240,5 +240,5 @@ def test_directions_that_are_none_learn_nothing_beside_some_that_are() -> None:
 
 def test_feedback_of_zeros() -> None:
     for feedback, weight in ((torch.zeros(3, 4), torch.randn(3, 4)), (torch.randn(3, 4), torch.zeros(3, 4))):
-        align(feedback, weight, 8, 0.1, torch.Generator().manual_seed(0))
-        assert finite(feedback)
+        drawn = probes(8, weight, torch.Generator().manual_seed(0))
+        assert finite(aligned(feedback, weight, drawn, 0.1))

@@ -129,8 +129,8 @@ def test_what_is_drawn_depends_on_the_key_alone() -> None:
 
     def drawn() -> list[Tensor]:
         matrices = [feedback.feedback_matrix(weight, init, 0, 0, "a") for init in inits]
-        aligned = matrices[0].clone()
-        feedback.align(aligned, weight, 5, 0.1, feedback.generator(0, "a"))
+        probes = feedback.probes(5, weight, feedback.generator(0, "a"))
+        aligned = feedback.aligned(matrices[0], weight, probes, 0.1)
         parts = [FrozenSubspace(4, 9).Q, VQResidualDirection(3, 9).codebook]
         return [*matrices, aligned, feedback.broadcast_matrix(weight, 7, 0, "a"), *parts]
 
@@ -225,9 +225,7 @@ def test_dfa_with_the_derivative_of_what_follows(
     output = network(idx, targets)
     (e,) = torch.autograd.grad(output.loss, output.logits, retain_graph=True)
     found = gradients(network, output.loss)
-    of_block = [
-        masks[1 + 3 * i : 4 + 3 * i] for i in range(2)
-    ]  # attention weights, behind o_proj, behind mlp.proj
+    of_block = [masks[1 + 2 * i : 3 + 2 * i] for i in range(2)]  # behind o_proj, behind mlp.proj
     for i, block in enumerate(network.blocks):
         drive = read[f"blocks.{i}.mlp.fc"][1].requires_grad_()
         hidden = block.mlp.activation(drive)
@@ -236,7 +234,7 @@ def test_dfa_with_the_derivative_of_what_follows(
         (slope,) = torch.autograd.grad(hidden.sum(), drive)
         if "mlp_topk" in options:
             assert slope.ne(0).sum(-1).max() <= 9
-        factors = {"attn.o_proj": of_block[i][1], "mlp.proj": of_block[i][2], "mlp.fc": slope}
+        factors = {"attn.o_proj": of_block[i][0], "mlp.proj": of_block[i][1], "mlp.fc": slope}
         for name in ("attn.q_proj", "attn.k_proj", "attn.v_proj", "attn.o_proj", "mlp.fc", "mlp.proj"):
             layer = block.get_submodule(name)
             x, y = read[f"blocks.{i}.{name}"]

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from app.models import feedback
+from app.models import feedback, local_linear
 from app.models.local_gpt import LocalGPT, LocalLinear
 from app.models.local_gpt.attention import LocalSelfAttention
 from app.models.local_linear import local_linears
@@ -221,7 +221,9 @@ def test_the_way_feedback_is_drawn_reaches_every_layer(init: str) -> None:
             assert relative_error(B, s.detach() * torch.randn(B.shape, generator=draw)) <= 1e-6
 
 
-def test_one_step_of_feedback_towards_the_weights() -> None:
+@pytest.mark.parametrize("together", [0, 2 * 12 * 12, 2**24])
+def test_one_step_of_feedback_towards_the_weights(together: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local_linear, "WEIGHTS_TOGETHER", together)
     network = local_gpt(method="fa", fa_grape=True, fa_grape_n_probe=7, fa_grape_lr=0.3, seed=4)
     before = [B.clone() for B in network.running_state()]
     with torch.no_grad():

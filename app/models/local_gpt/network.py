@@ -26,7 +26,7 @@ from app.models.local_gpt.sparsity import (
     top_k_mask,
 )
 from app.models.local_gpt.surrogates import GELU, LayerNormSTE, LayerNormSurrogate
-from app.models.local_linear import LocalLinear, OutputError, local_linears
+from app.models.local_linear import LocalLinear, OutputError, align_feedback, local_linears
 from app.records import Axis, LanguageModelOutput, Measure
 
 FEEDBACK = (".feedback", ".sign_scale")  # how the names of what carries errors end
@@ -263,8 +263,7 @@ class LocalGPT(LanguageModel, options_of=LocalGPTConfig):
 
     def after_optimizer_step(self, step: int) -> None:
         """With ``fa_grape``, turns every B but the head's towards the probed Jacobian."""
-        for layer in self._moving_feedback():
-            layer.align_feedback(self.config.fa_grape_n_probe, self.config.fa_grape_lr, step)
+        align_feedback(self._moving_feedback(), self.config.fa_grape_n_probe, self.config.fa_grape_lr, step)
 
     def running_state(self) -> list[Tensor]:
         """With ``fa_grape``, the feedback matrices."""
