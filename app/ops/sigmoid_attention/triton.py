@@ -11,12 +11,20 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from app.ops.bank_kernels import precision, tile_width
+from app.ops.attention_kernels import (
+    WIDEST_HEAD,
+    head_of,
+    heads_of_tokens,
+    rows_of,
+    rows_together,
+    store_rows,
+    strides,
+    tile,
+)
 from app.ops.precision import matmul_dtype
 from app.ops.sigmoid_attention import naive
 from app.ops.sigmoid_attention.dropout import Dropout, dropout_of
 
-WIDEST_HEAD = 128
 LOG2_E = tl.constexpr(1.4426950408889634)
 
 
@@ -32,15 +40,14 @@ class _SigmoidAttention(torch.autograd.Function):
         probability: float,
         seed: Tensor | None,
     ) -> Tensor:
-        q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
+        q, k, v = (rows_together(x) for x in (q, k, v))
         rows = bias.reshape(-1).float()
         B, H, T, d = q.shape
-        # As projections take it: the heads of a token side by side.
-        y = q.new_empty(B, T, H, d).transpose(1, 2)
-        tile = _tile(d, q.dtype)
+        y = heads_of_tokens(q, T)
+        shape = tile(d, q.dtype)
         drops = _drops(probability, seed)
-        _forward[(B * H, triton.cdiv(T, tile["QUERIES"]))](
-            q, k, v, rows, seed, y, *_sizes(q, k, rows), *_strides(q, k, v, y), d**-0.5, *drops, **tile
+        _forward[(B * H, triton.cdiv(T, shape["QUERIES"]))](
+            q, k, v, rows, seed, y, *_sizes(q, k, rows), *strides(q, k, v, y), d**-0.5, *drops, **shape
         )
         ctx.save_for_backward(q, k, v, rows, seed)
         ctx.bias, ctx.straight_through, ctx.drops = (bias.shape, bias.dtype), straight_through, drops
@@ -49,20 +56,18 @@ class _SigmoidAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, rows, seed = ctx.saved_tensors
-        grad = grad.to(q.dtype)
-        if grad.stride(-1) != 1:
-            grad = grad.contiguous()
+        grad = rows_together(grad.to(q.dtype))
         (B, H, T, d), S = q.shape, k.shape[2]
-        tile = _tile(d, q.dtype) | {"STRAIGHT_THROUGH": ctx.straight_through}
-        dq = q.new_empty(B, T, H, d).transpose(1, 2)
+        shape = tile(d, q.dtype) | {"STRAIGHT_THROUGH": ctx.straight_through}
+        dq = heads_of_tokens(q, T)
         d_rows = torch.empty(B * H, T, dtype=torch.float32, device=q.device)
         sizes, scales = _sizes(q, k, rows), (d**-0.5, *ctx.drops)
-        _query_backward[(B * H, triton.cdiv(T, tile["QUERIES"]))](
-            q, k, v, rows, seed, grad, dq, d_rows, *sizes, *_strides(q, k, v, grad, dq), *scales, **tile
+        _query_backward[(B * H, triton.cdiv(T, shape["QUERIES"]))](
+            q, k, v, rows, seed, grad, dq, d_rows, *sizes, *strides(q, k, v, grad, dq), *scales, **shape
         )
-        dk, dv = (q.new_empty(B, S, H, d).transpose(1, 2) for _ in range(2))
-        _key_backward[(B * H, triton.cdiv(S, tile["KEYS"]))](
-            q, k, v, rows, seed, grad, dk, dv, *sizes, *_strides(q, k, v, grad, dk, dv), *scales, **tile
+        dk, dv = (heads_of_tokens(q, S) for _ in range(2))
+        _key_backward[(B * H, triton.cdiv(S, shape["KEYS"]))](
+            q, k, v, rows, seed, grad, dk, dv, *sizes, *strides(q, k, v, grad, dk, dv), *scales, **shape
         )
         shape, dtype = ctx.bias
         d_bias = (d_rows.sum() if len(shape) == 0 else d_rows.sum(0)).view(shape).to(dtype)
@@ -73,22 +78,11 @@ def _sizes(q: Tensor, k: Tensor, rows: Tensor) -> tuple[int, ...]:
     return q.shape[1], q.shape[2], k.shape[2], q.shape[3], int(rows.numel() > 1)
 
 
-def _strides(*tensors: Tensor) -> tuple[int, ...]:
-    return tuple(stride for x in tensors for stride in x.stride()[:3])
-
-
 def _drops(probability: float, seed: Tensor | None) -> tuple[float, int, bool]:
     """Factor on the weights that stay, threshold, whether there is any."""
     if seed is None:
         return 1.0, 0, False
     return 1 / (1 - probability), Dropout(probability, seed).threshold, True
-
-
-def _tile(d_head: int, dtype: torch.dtype) -> dict[str, Any]:
-    n = 32 if dtype == torch.float32 else 64  # fp32 is multiplied in registers
-    head = tile_width(d_head, WIDEST_HEAD)
-    shape = {"QUERIES": n, "KEYS": n, "HEAD": head, "PRECISION": precision(dtype)}
-    return shape | {"num_warps": 4, "num_stages": 2}
 
 
 def sigmoid_attention(
@@ -114,28 +108,6 @@ def sigmoid_attention(
             q.to(dtype), k.to(dtype), v.to(dtype), bias, straight_through, dropout, drawn
         )
     return y
-
-
-@triton.jit
-def _head_of(x, n_heads, stride_b, stride_h):
-    b = (tl.program_id(0) // n_heads).to(tl.int64)
-    h = (tl.program_id(0) % n_heads).to(tl.int64)
-    return x + b * stride_b + h * stride_h
-
-
-@triton.jit
-def _rows_of(x, t, n_rows, stride_t, d_head, HEAD: tl.constexpr):
-    """Rows t of one head, zeros beyond its end."""
-    c = tl.arange(0, HEAD)
-    at = x + t.to(tl.int64)[:, None] * stride_t + c[None, :]
-    return tl.load(at, mask=(t < n_rows)[:, None] & (c < d_head)[None, :], other=0.0)
-
-
-@triton.jit
-def _store_rows(x, rows, t, n_rows, stride_t, d_head, HEAD: tl.constexpr):
-    c = tl.arange(0, HEAD)
-    at = x + t.to(tl.int64)[:, None] * stride_t + c[None, :]
-    tl.store(at, rows.to(x.dtype.element_ty), mask=(t < n_rows)[:, None] & (c < d_head)[None, :])
 
 
 @triton.jit
@@ -173,28 +145,28 @@ def _forward(
     QUERIES: tl.constexpr, KEYS: tl.constexpr, HEAD: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     # Late queries, which have the longest past, begin first.
-    tile = tl.num_programs(1) - 1 - tl.program_id(1)
-    q, k = _head_of(q, n_heads, q_b, q_h), _head_of(k, n_heads, k_b, k_h)
-    v, y = _head_of(v, n_heads, v_b, v_h), _head_of(y, n_heads, y_b, y_h)
-    t = tile * QUERIES + tl.arange(0, QUERIES)
+    block = tl.num_programs(1) - 1 - tl.program_id(1)
+    q, k = head_of(q, n_heads, q_b, q_h), head_of(k, n_heads, k_b, k_h)
+    v, y = head_of(v, n_heads, v_b, v_h), head_of(y, n_heads, y_b, y_h)
+    t = block * QUERIES + tl.arange(0, QUERIES)
     position = t + n_keys - n_queries
-    q_tile = _rows_of(q, t, n_queries, q_t, d_head, HEAD)
+    q_tile = rows_of(q, t, n_queries, q_t, d_head, HEAD)
     b = tl.load(bias + t * bias_stride, mask=t < n_queries, other=0.0) * LOG2_E
     total = tl.full((QUERIES, HEAD), 0.0, tl.float32)
     in_twos = scale * LOG2_E
     if DROPS:
         rows = _keys_of(seed, t)
-    for start in range(0, tl.minimum(n_keys, (tile + 1) * QUERIES + n_keys - n_queries), KEYS):
+    for start in range(0, tl.minimum(n_keys, (block + 1) * QUERIES + n_keys - n_queries), KEYS):
         s = start + tl.arange(0, KEYS)
-        k_tile = _rows_of(k, s, n_keys, k_t, d_head, HEAD)
+        k_tile = rows_of(k, s, n_keys, k_t, d_head, HEAD)
         score = tl.dot(q_tile, tl.trans(k_tile), input_precision=PRECISION) * in_twos + b[:, None]
         counts = s[None, :] <= position[:, None]
         if DROPS:
             counts &= _stays(rows[:, None], _keys_of(seed + 1, s)[None, :], threshold)
         weight = tl.where(counts, _sigmoid(score), 0.0)
-        v_tile = _rows_of(v, s, n_keys, v_t, d_head, HEAD)
+        v_tile = rows_of(v, s, n_keys, v_t, d_head, HEAD)
         total = tl.dot(weight.to(v_tile.dtype), v_tile, total, input_precision=PRECISION)
-    _store_rows(y, total * stay_scale, t, n_queries, y_t, d_head, HEAD)
+    store_rows(y, total * stay_scale, t, n_queries, y_t, d_head, HEAD)
 
 
 @triton.jit
@@ -206,24 +178,24 @@ def _query_backward(
     STRAIGHT_THROUGH: tl.constexpr,
 ):  # fmt: skip
     """Gradients of a tile of queries, and of the bias by each."""
-    tile = tl.num_programs(1) - 1 - tl.program_id(1)
-    q, k = _head_of(q, n_heads, q_b, q_h), _head_of(k, n_heads, k_b, k_h)
-    v, grad = _head_of(v, n_heads, v_b, v_h), _head_of(grad, n_heads, g_b, g_h)
-    dq = _head_of(dq, n_heads, dq_b, dq_h)
-    t = tile * QUERIES + tl.arange(0, QUERIES)
+    block = tl.num_programs(1) - 1 - tl.program_id(1)
+    q, k = head_of(q, n_heads, q_b, q_h), head_of(k, n_heads, k_b, k_h)
+    v, grad = head_of(v, n_heads, v_b, v_h), head_of(grad, n_heads, g_b, g_h)
+    dq = head_of(dq, n_heads, dq_b, dq_h)
+    t = block * QUERIES + tl.arange(0, QUERIES)
     position = t + n_keys - n_queries
-    q_tile = _rows_of(q, t, n_queries, q_t, d_head, HEAD)
-    g_tile = _rows_of(grad, t, n_queries, g_t, d_head, HEAD)
+    q_tile = rows_of(q, t, n_queries, q_t, d_head, HEAD)
+    g_tile = rows_of(grad, t, n_queries, g_t, d_head, HEAD)
     b = tl.load(bias + t * bias_stride, mask=t < n_queries, other=0.0) * LOG2_E
     total = tl.full((QUERIES, HEAD), 0.0, tl.float32)
     in_twos = scale * LOG2_E
     if DROPS:
         rows = _keys_of(seed, t)
     d_row = tl.full((QUERIES,), 0.0, tl.float32)
-    for start in range(0, tl.minimum(n_keys, (tile + 1) * QUERIES + n_keys - n_queries), KEYS):
+    for start in range(0, tl.minimum(n_keys, (block + 1) * QUERIES + n_keys - n_queries), KEYS):
         s = start + tl.arange(0, KEYS)
-        k_tile = _rows_of(k, s, n_keys, k_t, d_head, HEAD)
-        v_tile = _rows_of(v, s, n_keys, v_t, d_head, HEAD)
+        k_tile = rows_of(k, s, n_keys, k_t, d_head, HEAD)
+        v_tile = rows_of(v, s, n_keys, v_t, d_head, HEAD)
         d_score = tl.dot(g_tile, tl.trans(v_tile), input_precision=PRECISION)
         if not STRAIGHT_THROUGH:
             score = tl.dot(q_tile, tl.trans(k_tile), input_precision=PRECISION) * in_twos + b[:, None]
@@ -235,7 +207,7 @@ def _query_backward(
         d_score = tl.where(counts, d_score, 0.0)
         d_row += tl.sum(d_score, 1)
         total = tl.dot(d_score.to(k_tile.dtype), k_tile, total, input_precision=PRECISION)
-    _store_rows(dq, total * (scale * stay_scale), t, n_queries, dq_t, d_head, HEAD)
+    store_rows(dq, total * (scale * stay_scale), t, n_queries, dq_t, d_head, HEAD)
     tl.store(d_bias + tl.program_id(0).to(tl.int64) * n_queries + t, d_row * stay_scale, mask=t < n_queries)
 
 
@@ -248,25 +220,25 @@ def _key_backward(
     STRAIGHT_THROUGH: tl.constexpr,
 ):  # fmt: skip
     """Gradients of a tile of keys and values, over the queries that see it, in their order."""
-    tile = tl.program_id(1)
-    q, k = _head_of(q, n_heads, q_b, q_h), _head_of(k, n_heads, k_b, k_h)
-    v, grad = _head_of(v, n_heads, v_b, v_h), _head_of(grad, n_heads, g_b, g_h)
-    dk, dv = _head_of(dk, n_heads, dk_b, dk_h), _head_of(dv, n_heads, dv_b, dv_h)
-    s = tile * KEYS + tl.arange(0, KEYS)
-    k_tile = _rows_of(k, s, n_keys, k_t, d_head, HEAD)
-    v_tile = _rows_of(v, s, n_keys, v_t, d_head, HEAD)
+    block = tl.program_id(1)
+    q, k = head_of(q, n_heads, q_b, q_h), head_of(k, n_heads, k_b, k_h)
+    v, grad = head_of(v, n_heads, v_b, v_h), head_of(grad, n_heads, g_b, g_h)
+    dk, dv = head_of(dk, n_heads, dk_b, dk_h), head_of(dv, n_heads, dv_b, dv_h)
+    s = block * KEYS + tl.arange(0, KEYS)
+    k_tile = rows_of(k, s, n_keys, k_t, d_head, HEAD)
+    v_tile = rows_of(v, s, n_keys, v_t, d_head, HEAD)
     in_twos = scale * LOG2_E
     if DROPS:
         columns = _keys_of(seed + 1, s)
     k_total = tl.full((KEYS, HEAD), 0.0, tl.float32)
     v_total = tl.full((KEYS, HEAD), 0.0, tl.float32)
-    for start in range(tl.maximum(0, tile * KEYS - (n_keys - n_queries)), n_queries, QUERIES):
+    for start in range(tl.maximum(0, block * KEYS - (n_keys - n_queries)), n_queries, QUERIES):
         t = start + tl.arange(0, QUERIES)
         counts = (s[:, None] <= (t + n_keys - n_queries)[None, :]) & (t < n_queries)[None, :]
         if DROPS:
             counts &= _stays(_keys_of(seed, t)[None, :], columns[:, None], threshold)
-        q_tile = _rows_of(q, t, n_queries, q_t, d_head, HEAD)
-        g_tile = _rows_of(grad, t, n_queries, g_t, d_head, HEAD)
+        q_tile = rows_of(q, t, n_queries, q_t, d_head, HEAD)
+        g_tile = rows_of(grad, t, n_queries, g_t, d_head, HEAD)
         b = tl.load(bias + t * bias_stride, mask=t < n_queries, other=0.0) * LOG2_E
         score = tl.dot(k_tile, tl.trans(q_tile), input_precision=PRECISION) * in_twos + b[None, :]
         weight = tl.where(counts, _sigmoid(score), 0.0)
@@ -277,5 +249,5 @@ def _key_backward(
         else:
             d_score = tl.where(counts, d_score * weight * (1.0 - weight), 0.0)
         k_total = tl.dot(d_score.to(q_tile.dtype), q_tile, k_total, input_precision=PRECISION)
-    _store_rows(dk, k_total * (scale * stay_scale), s, n_keys, dk_t, d_head, HEAD)
-    _store_rows(dv, v_total * stay_scale, s, n_keys, dv_t, d_head, HEAD)
+    store_rows(dk, k_total * (scale * stay_scale), s, n_keys, dk_t, d_head, HEAD)
+    store_rows(dv, v_total * stay_scale, s, n_keys, dv_t, d_head, HEAD)
