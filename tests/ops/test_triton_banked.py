@@ -4,7 +4,6 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-import numpy
 import pytest
 import torch
 from torch import Tensor
@@ -21,12 +20,9 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 if DEVICE == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("neither a GPU nor TRITON_INTERPRET=1", allow_module_level=True)
 
-import triton.language as tl  # noqa: E402
-from triton.runtime import interpreter  # noqa: E402
-from triton.runtime.interpreter import InterpreterBuilder, TensorHandle  # noqa: E402
-
 from app.ops import bank_kernels  # noqa: E402
 from app.ops.banked_sparse_attention import triton as attention  # noqa: E402
+from tests.support.interpreted import hold_numbers  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore:(invalid value|All-NaN):RuntimeWarning")
 BANKED = {"banked_ffn": banked_ffn, "banked_sparse_attention": banked_sparse_attention}
@@ -39,8 +35,7 @@ LARGE = [(3, 257, 40, 3), (2, 300, 72, 4), (1, 700, 130, 8), (1, 1030, 16, 2)]
 def few_programs_of_poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Memory that nothing wrote holds NaN; the interpreter takes its time by the program."""
     if DEVICE == "cpu":
-        monkeypatch.setattr(InterpreterBuilder, "create_dot", _dot_of_numbers)
-        monkeypatch.setattr(interpreter, "_convert_float", _rounded)
+        hold_numbers(monkeypatch)
         for name, n in (("ENTRIES_BACKWARD", 512), ("KEYS_BACKWARD", 64), ("ROWS_BACKWARD", 64)):
             monkeypatch.setattr(attention, name, n)
     torch.use_deterministic_algorithms(True, warn_only=True)
@@ -63,24 +58,6 @@ def test_a_network_equals_its_original_form() -> None:
         steps.append((output.loss, torch.cat([p.grad.flatten() for p in network.parameters()])))
     for found, expected, bound in zip(*steps, (tolerances.STEP_LOSS, tolerances.STEP_GRADIENT), strict=True):
         assert relative_error(found, expected) <= bound
-
-
-def _dot_of_numbers(
-    self: InterpreterBuilder, a: Any, b: Any, *rest: Any, dot: Any = InterpreterBuilder.create_dot
-) -> Any:
-    """The interpreter holds bf16 as bits and multiplies these."""
-    if a.dtype.scalar == tl.bfloat16:
-        a, b = (TensorHandle((x.data.astype("uint32") << 16).view("float32"), tl.float32) for x in (a, b))
-    return dot(self, a, b, *rest)
-
-
-def _rounded(x: Any, given: Any, wanted: Any, mode: Any, convert: Any = interpreter._convert_float) -> Any:
-    """To the nearest bf16, to even, as on a GPU; the interpreter cuts off."""
-    if given.scalar == tl.float32 and wanted.scalar == tl.bfloat16:
-        bits = x.view("uint32")
-        rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
-        return numpy.where(numpy.isnan(x), bits >> 16 | 0x40, rounded).astype("uint16")
-    return convert(x, given, wanted, mode)
 
 
 def arguments(

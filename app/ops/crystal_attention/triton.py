@@ -212,7 +212,16 @@ def _key_backward(
     k_total = tl.full((KEYS, HEAD), 0.0, tl.float32)
     v_total = tl.full((KEYS, HEAD), 0.0, tl.float32)
     of_head = tl.program_id(0).to(tl.int64) * n_queries
-    for start in range(tl.maximum(0, block * KEYS - (n_keys - n_queries)), n_queries, QUERIES):
+    begin = tl.maximum(0, block * KEYS - (n_keys - n_queries))
+    # What values get as the top ones of queries: a product, so in one order, without atomics; in a loop of its own, for
+    # its tiles do not fit into registers beside those of the other.
+    for start in range(begin, n_queries, QUERIES):
+        t = start + tl.arange(0, QUERIES)
+        chosen = tl.load(index + of_head + t, mask=t < n_queries, other=-1)
+        top_tile = rows_of(d_top, t, n_queries, top_t, d_head, HEAD)
+        is_top = tl.where(s[:, None] == chosen[None, :], 1.0, 0.0).to(top_tile.dtype)
+        v_total = tl.dot(is_top, top_tile, v_total, input_precision=PRECISION)
+    for start in range(begin, n_queries, QUERIES):
         t = start + tl.arange(0, QUERIES)
         sees = (s[:, None] <= (t + n_keys - n_queries)[None, :]) & (t < n_queries)[None, :]
         q_tile = rows_of(q, t, n_queries, q_t, d_head, HEAD)
@@ -221,11 +230,6 @@ def _key_backward(
         weight = tl.where(sees, tl.exp2(score - length[None, :]), 0.0)
         m_tile = rows_of(d_mean, t, n_queries, m_t, d_head, HEAD)
         v_total = tl.dot(weight.to(m_tile.dtype), m_tile, v_total, input_precision=PRECISION)
-        # Values that are the top ones of these queries, added up by a product: in one order, without atomics.
-        chosen = tl.load(index + of_head + t, mask=t < n_queries, other=-1)
-        top_tile = rows_of(d_top, t, n_queries, top_t, d_head, HEAD)
-        is_top = (s[:, None] == chosen[None, :]).to(top_tile.dtype)
-        v_total = tl.dot(is_top, top_tile, v_total, input_precision=PRECISION)
         g_tile = rows_of(grad, t, n_queries, g_t, d_head, HEAD)
         d_weight = tl.dot(v_tile, tl.trans(g_tile), input_precision=PRECISION)
         inside = tl.load(inner + of_head + t, mask=t < n_queries, other=0.0)
