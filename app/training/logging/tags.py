@@ -17,8 +17,9 @@ WATCHED = "watched"
 def tag_of(key: str) -> str:
     """The tag of a key: objectives keep theirs, all else is in groups of few cards, its parts in groups of their own.
 
-    ``train/loss`` stays, ``train/aux_loss`` follows it as ``train/loss, auxiliary``, ``balance/dead_banks`` becomes ``watched balance/dead_banks``, ``balance/dead_banks/dense``
-    ``watched balance, in parts/dead_banks/dense``, ``tokens_seen`` ``watched run/tokens_seen``.
+    ``train/loss`` stays, ``train/aux_loss`` follows it as ``train/loss, auxiliary``, ``balance/dead_banks`` becomes
+    ``watched balance/dead_banks``, ``balance/dead_banks/dense`` ``watched balance, in parts/dead_banks/dense``,
+    ``tokens_seen`` ``watched run/tokens_seen``.
     """
     if key == OFTEN_NONE:
         return AFTER_LOSS
