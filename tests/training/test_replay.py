@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from torch import Tensor, nn
 
-from app.models import layers
+from app.ops.layer_norm import vectorized as layer_norm
 from app.run.errors import NonFiniteError
 from app.training import EquilibriumModule, GPTModule
 from tests.support.in_process import fit
@@ -150,7 +150,7 @@ def test_gradients_whose_norm_alone_is_beyond_fp32_are_named(
         )
 
     fit(tmp_path, make)
-    monkeypatch.setattr(layers, "without_constant_rows", lambda reciprocal, eps: reciprocal)
+    monkeypatch.setattr(layer_norm, "without_constant_rows", lambda reciprocal, eps: reciprocal)
     with pytest.raises(NonFiniteError) as raised:
         fit(tmp_path, make)
     assert "at step 1 (" in str(raised.value)
