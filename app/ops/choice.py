@@ -55,7 +55,8 @@ def preferred(device: torch.device, dtype: torch.dtype, shape: torch.Size) -> tu
     Raises:
         ValueError: ``APP_OP_FORM`` names no form.
     """
-    forms = FORMS if device.type == "cuda" else WITHOUT_KERNELS
+    # What torch.compile sees are PyTorch's own operations, which it fuses itself.
+    forms = FORMS if device.type == "cuda" and not torch.compiler.is_compiling() else WITHOUT_KERNELS
     if _forced is not None:
         forms = (_form(_forced, VARIABLE), *forms)
     if dtype in KERNEL_DTYPES and 0 not in shape and (device.type == "cuda" or _is_interpreted()):

@@ -8,6 +8,7 @@ import torch
 
 from app.bench.check_operators import compare, compute
 from app.ops.case import Arguments, Draw, Size, cases
+from app.ops.histogram.naive import histogram
 
 pytest.importorskip("triton")
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -70,3 +71,9 @@ def test_values_that_are_no_numbers_are_counted_as_ever() -> None:
     found, expected = (compute(CASES["histogram"], given, form).outputs[0] for form in ("triton", "naive"))
     assert torch.equal(found, expected)
     assert found.sum() == 6
+
+
+def test_a_value_beyond_the_last_bin_lands_in_it_in_bf16_too() -> None:
+    counts = histogram(torch.tensor([[100.0, 4.0, -5.0]], dtype=torch.bfloat16), 0.0, 4.0)
+    assert counts[0, -1] == 2
+    assert counts[0, 0] == 1
