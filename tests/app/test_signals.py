@@ -140,7 +140,7 @@ def at_an_awkward_place(application: Application, reference: Reference, run: Pat
     runs.copied(reference.broken, run)
     words = ("fit", "--run_dir", run, "--resume", "auto", "--data.init_args.num_workers", 2)
     fault = faults.signal_at(place, signal.SIGTERM, step, group=True)
-    ended = application.run(*words, cwd=run.parent, prelude=fault, timeout=20)
+    ended = application.run(*words, cwd=run.parent, prelude=fault, timeout=90)
     if stopped_after is not None:
         assert ended.code == 143, ended
         assert f"stopped by SIGTERM after step {stopped_after};" in ended.out
@@ -156,7 +156,7 @@ def test_a_stop_while_workers_start(application: Application, reference: Referen
     run = runs.copied(reference.broken, tmp_path / "run")
     ended = application.run(
         "fit", "--run_dir", run, "--resume", "auto", "--data.init_args.num_workers", 2, cwd=run.parent,
-        prelude=WHILE_WORKERS_START, timeout=20,
+        prelude=WHILE_WORKERS_START, timeout=90,
     )  # fmt: skip
     assert ended.code == 143, ended
     assert ended.err == ""
@@ -200,7 +200,7 @@ def while_it_blocks(application: Application, folder: Path, place: str, stop_sec
     started = [process.pid, *children(process.pid)]
     process.kill(signal.SIGTERM)
     began = time.monotonic()
-    ended = process.wait(20)
+    ended = process.wait(90)
     assert time.monotonic() - began < 10
     assert ended.code == 143, ended
     reason = f"SIGTERM while the process waited {BLOCKED[place]}"

@@ -62,7 +62,12 @@ class Running:
     @property
     def has_ended(self) -> bool:
         """Whether :meth:`wait` would return at once."""
-        return self._code is not None or bool(select.select([self._connection], [], [], 0)[0])
+        if self._code is not None:
+            return True
+        # Not `select.select`, which takes no descriptor beyond 1023.
+        poll = select.poll()
+        poll.register(self._connection, select.POLLIN)
+        return bool(poll.poll(0))
 
     def output(self) -> Ended:
         """What it has printed so far."""
