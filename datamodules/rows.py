@@ -5,12 +5,15 @@ Within a row the rules of :mod:`datamodules.text` hold: line ends become ``\\n``
 """
 
 import json
+import os
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from app.run.bounded import open_regular
 from app.run.errors import DataError
+from datamodules.parquet_pages import largest_page
 from datamodules.text import check_regular_file, read_text
 
 ROW_SUFFIXES = (".jsonl", ".ndjson", ".parquet")
@@ -20,6 +23,7 @@ ROWS_AT_ONCE = 64
 _BUFFER_BYTES = 1 << 20
 _BATCH_BYTES = 4 << 20
 _MAX_BATCH_ROWS = 4096
+_MOST_BATCH_BYTES = 128 << 20  # where every row of a batch is as long as a page of the file allows
 
 
 def row_text(value: Any, where: str, column: str, blank_row: str = "\n") -> str:
@@ -113,7 +117,8 @@ def read_parquet(path: Path, column: str, blank_row: str = "\n") -> Iterator[str
                 raise missing_column(str(path), column, names)
             groups = [file.metadata.row_group(index) for index in range(file.num_row_groups)]
             n_bytes = sum(group.total_byte_size for group in groups) // max(file.metadata.num_rows, 1)
-            n_rows = min(max(_BATCH_BYTES // max(n_bytes, 1), 1), _MAX_BATCH_ROWS)
+            n_rows = min(_BATCH_BYTES // max(n_bytes, 1), _MAX_BATCH_ROWS)
+            n_rows = max(min(n_rows, _MOST_BATCH_BYTES // max(_largest_page(path, groups, column), 1)), 1)
             for batch in file.iter_batches(n_rows, columns=[column], use_threads=False):
                 for value in batch.column(0).to_pylist():
                     number += 1
@@ -122,6 +127,15 @@ def read_parquet(path: Path, column: str, blank_row: str = "\n") -> Iterator[str
         raise DataError(
             f"{path}: no readable parquet file after row {number} ({first_line(error)})."
         ) from None
+
+
+def _largest_page(path: Path, groups: list[Any], column: str) -> int:
+    """Unpacked bytes of the largest page of a column, once its pages are known to be what they say."""
+    with open_regular(path) as stream:
+        n_bytes = os.fstat(stream.fileno()).st_size
+        chunks = (group.column(index) for group in groups for index in range(group.num_columns))
+        own = (chunk for chunk in chunks if chunk.path_in_schema.partition(".")[0] == column)
+        return max((largest_page(stream, chunk, n_bytes) for chunk in own), default=0)
 
 
 def missing_column(where: str, column: str, names: Iterable[str]) -> DataError:
