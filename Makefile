@@ -5,7 +5,10 @@
 #   make test                      the test suite; ARGS="tests/models -k causal" narrows it
 #   make setup TORCH=torch==2.13.0 installs this build of PyTorch first; by default pip chooses one
 #
-# Other targets: lint, type, contracts, stress, clean.
+#   make stress ARGS="--row O3"    every fault in its full form, or a row of the table alone
+#   make fuzz ARGS="-k yaml"       ten minutes of fuzzing for every reader, or for one
+#
+# Other targets: lint, type, contracts, clean.
 
 PYTHON ?= python3
 TORCH ?=
@@ -18,7 +21,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.set-up
 
 .DEFAULT_GOAL := help
-.PHONY: help setup fit test stress lint type contracts clean
+.PHONY: help setup fit test stress fuzz lint type contracts clean
 
 help:
 	@sed -n '/^#/!q;s/^# \{0,1\}//p' Makefile
@@ -41,7 +44,11 @@ test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
 
 stress: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m stress --timeout 3600 $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -p tests.stress.table -m "" --timeout 3600 $(ARGS)
+
+fuzz: $(STAMP)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[fuzz]'
+	FUZZ_SECONDS=600 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m stress tests/stress/test_fuzz.py -rP $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
