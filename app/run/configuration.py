@@ -78,6 +78,25 @@ class StrictLoader(yaml.SafeLoader):
             _require_unique(node)
         return node
 
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """The value of a node; what the parser raises where a text is not what it looks like or its tag says."""
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, LookupError, OverflowError) as error:
+            kind = node.tag.removeprefix(_PREFIX)
+            raise yaml.constructor.ConstructorError(
+                None, None, f"found {node.value!r:.40}, which is no {kind}", node.start_mark
+            ) from error
+
+    def scan_flow_scalar_non_spaces(self, double: bool, start_mark: yaml.Mark) -> list[str]:
+        """A piece of a quoted text, whose escapes must be characters."""
+        try:
+            return super().scan_flow_scalar_non_spaces(double, start_mark)
+        except (ValueError, OverflowError) as error:
+            raise yaml.scanner.ScannerError(
+                "while scanning a quoted text", start_mark, "found an escape of no character", self.get_mark()
+            ) from error
+
 
 # Own table of patterns: without dates, merge keys and the numbers of YAML 1.1, in which `1e-3` is a text, `1:30` is 90
 # and `017` is 15.
@@ -139,7 +158,7 @@ def read_config(path: str | os.PathLike[str]) -> ConfigFile:
         loader = StrictLoader(text)
         node = loader.get_single_node()
         data = None if node is None else loader.construct_document(node)
-    except (yaml.YAMLError, ValueError) as error:
+    except yaml.YAMLError as error:
         raise ConfigurationError(_explain(path, error)) from error
     if node is None or data is None:
         raise ConfigurationError(f"{path}: is empty; write `key: value` lines, or leave the option out")
@@ -162,10 +181,7 @@ def strict_load(stream: str | bytes | IO[Any]) -> Any:
     """
     content = stream if isinstance(stream, str | bytes) else stream.read()
     text = content.decode() if isinstance(content, bytes) else content
-    try:
-        value = yaml.load(text, Loader=StrictLoader)
-    except ValueError as error:  # such as `0x` with underscores only: not a number after all
-        raise yaml.YAMLError(str(error)) from error
+    value = yaml.load(text, Loader=StrictLoader)
     if not isinstance(value, dict):
         return value
     if value and all(entry is None for entry in value.values()):
@@ -262,7 +278,7 @@ def _read_text(path: Path) -> str:
         ) from None
 
 
-def _explain(path: str | os.PathLike[str], error: yaml.YAMLError | ValueError) -> str:
+def _explain(path: str | os.PathLike[str], error: yaml.YAMLError) -> str:
     if isinstance(error, yaml.reader.ReaderError):
         return (
             f"{path}: character #x{error.character:x} at position {error.position} cannot stand in YAML;"

@@ -46,7 +46,7 @@ class BPETokenizer(BytesTokenizer):
         kind: ``bpe``, or ``gpt2`` for that model's own.
 
     Raises:
-        DataError: ids with gaps, or tokens that stand for no bytes.
+        DataError: ids with gaps, tokens that stand for no bytes, or merges of or to no token.
     """
 
     kind: ClassVar[str] = "bpe"
@@ -59,7 +59,14 @@ class BPETokenizer(BytesTokenizer):
         missing = [character for character in of_character if character not in vocabulary]
         if missing:
             raise DataError(f"vocabulary: {len(missing)} of the 256 single bytes are missing.")
-        super().__init__([_bytes_of(token, of_character) for token in tokens])
+        # Asked here, because the library ends a process by what does not fit, or prints its stack.
+        for left, right in merges:
+            if not (left in vocabulary and right in vocabulary and left + right in vocabulary):
+                raise DataError(f"merges: do not fit the vocabulary ({left!r:.40}, {right!r:.40}).")
+        try:
+            super().__init__([_bytes_of(token, of_character) for token in tokens])
+        except UnicodeEncodeError as error:
+            raise DataError(f"vocabulary: the token {error.object!r:.40} holds half a character.") from None
         self._vocabulary = vocabulary
         self._merges = merges
         self._known: dict[str, list[int]] = {}
@@ -122,7 +129,10 @@ class BPETokenizer(BytesTokenizer):
             tokens = [str(token) for token in values["tokens"]]
             if len(values["merges"]) > len(tokens):
                 raise DataError("merges: are more than the tokens that they make.")
-            merges = [(tokens[left], tokens[right]) for left, right in values["merges"]]
+            pairs = [(left, right) for left, right in values["merges"]]
+            if not all(type(end) is int and end >= 0 for pair in pairs for end in pair):
+                raise TypeError
+            merges = [(tokens[left], tokens[right]) for left, right in pairs]
         except (KeyError, TypeError, ValueError, IndexError):
             raise DataError("tokens, merges: must be a list of tokens and a list of pairs of ids.") from None
         return cls({token: number for number, token in enumerate(tokens)}, merges)

@@ -3,6 +3,7 @@
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -116,6 +117,28 @@ def test_bad_files_are_refused_with_their_name(tmp_path: Path, content: str, rea
     path.write_text(content)
     with pytest.raises(DataError, match=reason) as caught:
         tokenizers.load(path)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"more": ["a\ud800"]}, "holds half a character"),
+        ({"merges": [[-1, -2]]}, "list of pairs of ids"),  # the library ends a process by it
+        ({"merges": [[True, 0]]}, "list of pairs of ids"),
+        ({"merges": [[0, 1]]}, "merges: do not fit the vocabulary ('!', '\"')"),
+        ({"merges": [[10**30, 0]]}, "list of pairs of ids"),
+    ],
+)
+def test_a_bpe_file_that_does_not_fit_itself(tmp_path: Path, changes: dict[str, Any], reason: str) -> None:
+    values = train_bpe(["ababab"], 257).to_dict()
+    values["tokens"] += changes.get("more", [])
+    values["merges"] = changes.get("merges", values["merges"])
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(values))
+    with pytest.raises(DataError) as caught:
+        tokenizers.load(path)
+    assert reason in str(caught.value)
     assert str(path) in str(caught.value)
 
 

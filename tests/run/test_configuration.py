@@ -50,7 +50,14 @@ MALFORMED: dict[str, tuple[str | bytes, str]] = {
     "latin-1": ("name: grün\n".encode("latin-1"), r"is not UTF-8 text \(byte 8\)"),
     "utf-16": ("name: a\n".encode("utf-16"), r"is not UTF-8 text \(byte 0\)"),
     "zero": (b"name: a\x00b\n", "character #x0 at position 7"),
-    "bad integer": ("a: !!int abc\n", "invalid literal"),
+    "bad integer": ("a: !!int abc\n", r"line 1, column 4: found 'abc', which is no int"),
+    "integer of nothing": ("a: 1\nb: !!int ''\n", r"line 2, column 4: found '', which is no int"),
+    "integer of a sign": ("a: !!int +\n", r"found '\+', which is no int"),
+    "integer of a line": ("a: !!int _\n", "found '_', which is no int"),
+    "float of nothing": ("a: !!float ''\n", "found '', which is no float"),
+    "truth of a word": ("a: !!bool x\n", "found 'x', which is no bool"),
+    "escape beyond any number": ('a: "\\UFFFFFFFF"\n', r"line 1, column \d+: .*an escape of no character"),
+    "escape beyond all characters": ('a: "\\U00110000"\n', "an escape of no character"),
     "huge": (b"# " + b"x" * (1 << 18), "at most 262,144 are read"),
 }
 

@@ -134,7 +134,8 @@ def _read_export(path: Path) -> None:
 def _yaml_seeds(folder: Path) -> Iterator[bytes]:
     yield b"seed: 7\nmodel:\n  class_path: app.training.GPTModule\n  init_args: {d_model: 16, dropout: 1e-1}\n"
     yield b"trainer:\n  callbacks:\n    - class_path: callbacks.Throughput\n      init_args:\n        x: [1, .5, null]\n"
-    yield b"a: |\n  text\nb: >-\n  folded\nc: 'quo''ted'\nd: \"\\u00e9\\n\"\n? e\n: !!str 0x1F\n"
+    yield b"a: |\n  text\nb: >-\n  folded\nc: 'quo''ted'\nd: \"\\U0001F600\\n\"\n? e\n: !!str 0x1F\n"
+    yield b"a: !!int 0b1_0\nb: !!float -.5\nc: !!bool yes\nd: !!null ~\ne: !!seq [+.inf, .nan]\n"
 
 
 def _checkpoint_seeds(folder: Path) -> Iterator[bytes]:
@@ -195,7 +196,7 @@ def _tokenizer_seeds(folder: Path) -> Iterator[bytes]:
     characters = tokenizers.CharTokenizer("".join(sorted(set(TEXT))))
     words = tokenizers.WordTokenizer(["<unk>", "<eos>", "fox", "quick"])
     for tokenizer in (
-        characters, words, tokenizers.ByteTokenizer(), tokenizers.SymbolTokenizer(7), train_bpe([TEXT * 3], 260),
+        tokenizers.CharTokenizer("a\U0001f600"), characters, words, tokenizers.ByteTokenizer(), tokenizers.SymbolTokenizer(7), train_bpe([TEXT * 3], 260),
     ):  # fmt: skip
         yield json.dumps(tokenizer.to_dict()).encode()
 
