@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import traceback
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,7 +78,7 @@ def campaign(reader: str, seconds: int, folder: Path, prelude: str = "") -> Camp
     return Campaign(
         max((int(a or b) for a, b in executions), default=0),
         int(covered[-1]) if covered else 0,
-        (problems[0] if problems else f"exit {ended.returncode}")[:300] if failed else "",
+        (problems[-1] if problems else f"exit {ended.returncode}")[:300] if failed else "",
         found[0].read_bytes() if found else b"",
         ended.stdout,
     )
@@ -111,17 +112,11 @@ def main(name: str, seconds: int, kept: Path, prelude: str) -> None:
     watch = _Watch(place)
 
     def read(content: bytes) -> None:
-        before = _most_bytes()
-        watch.is_on = True
-        try:
-            reader.takes(content, place)
-        finally:
-            watch.is_on = False
-        taken = _most_bytes() - before
-        if taken > FREE_BYTES + 2 * len(content):
-            raise RuntimeError(f"{taken:,} bytes of memory for {len(content):,}")
-        if watch.seen:
-            raise RuntimeError(f"did what no reader does: {watch.seen}")
+        # Left at once: the way out through libFuzzer and the interpreter may outlast the time of an input.
+        if problem := _problem(reader, content, place, watch):
+            (kept / "finding-input").write_bytes(content)
+            print(problem, file=sys.stderr, flush=True)
+            os._exit(1)
 
     corpus = CORPUS / name
     limit = _most_bytes() // (1 << 20) + 1024
@@ -133,6 +128,22 @@ def main(name: str, seconds: int, kept: Path, prelude: str) -> None:
     atexit.register(shutil.rmtree, place, ignore_errors=True)
     atheris.Setup(words, read)
     atheris.Fuzz()
+
+
+def _problem(reader: Any, content: bytes, place: Path, watch: "_Watch") -> str:
+    """What a reader did with an input that it must not do, its name last; empty where it did nothing of the kind."""
+    before = _most_bytes()
+    watch.is_on = True
+    try:
+        reader.takes(content, place)
+    except BaseException:  # a panic of a library is no Exception
+        return traceback.format_exc()
+    finally:
+        watch.is_on = False
+    taken = _most_bytes() - before
+    if taken > FREE_BYTES + 2 * len(content):
+        return f"MemoryError: {taken:,} bytes for {len(content):,}"
+    return f"PermissionError: did what no reader does: {watch.seen}" if watch.seen else ""
 
 
 class _Watch:
