@@ -118,7 +118,9 @@ def read_parquet(path: Path, column: str, blank_row: str = "\n") -> Iterator[str
             groups = [file.metadata.row_group(index) for index in range(file.num_row_groups)]
             n_bytes = sum(group.total_byte_size for group in groups) // max(file.metadata.num_rows, 1)
             n_rows = min(_BATCH_BYTES // max(n_bytes, 1), _MAX_BATCH_ROWS)
-            n_rows = max(min(n_rows, _MOST_BATCH_BYTES // max(_largest_page(path, groups, column), 1)), 1)
+            with open_regular(path) as stream:
+                largest = largest_page(stream, column, os.fstat(stream.fileno()).st_size)
+            n_rows = max(min(n_rows, _MOST_BATCH_BYTES // max(largest, 1)), 1)
             for batch in file.iter_batches(n_rows, columns=[column], use_threads=False):
                 for value in batch.column(0).to_pylist():
                     number += 1
@@ -127,15 +129,6 @@ def read_parquet(path: Path, column: str, blank_row: str = "\n") -> Iterator[str
         raise DataError(
             f"{path}: no readable parquet file after row {number} ({first_line(error)})."
         ) from None
-
-
-def _largest_page(path: Path, groups: list[Any], column: str) -> int:
-    """Unpacked bytes of the largest page of a column, once its pages are known to be what they say."""
-    with open_regular(path) as stream:
-        n_bytes = os.fstat(stream.fileno()).st_size
-        chunks = (group.column(index) for group in groups for index in range(group.num_columns))
-        own = (chunk for chunk in chunks if chunk.path_in_schema.partition(".")[0] == column)
-        return max((largest_page(stream, chunk, n_bytes) for chunk in own), default=0)
 
 
 def missing_column(where: str, column: str, names: Iterable[str]) -> DataError:
