@@ -5,7 +5,7 @@ of the file's description ends the process where a part of it is damaged. Both a
 (https://github.com/apache/parquet-format, ``FileMetaData`` and ``PageHeader``).
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import IO, Any
 
 #: an unpacked page; writers aim at one megabyte, but some only look after a thousand rows of a megabyte each
@@ -30,26 +30,26 @@ class PageError(ValueError):
     """Pages that are not what the file says of them."""
 
 
-def largest_page(file: IO[bytes], column: str, n_bytes: int) -> int:
+def largest_page(file: IO[bytes], leaves: Collection[int], n_bytes: int) -> int:
     """Walks through the pages of one column; the unpacked bytes of the largest.
 
     No value of the column is larger, however often a dictionary or a common beginning lets it come again.
 
     Args:
         file: opened for reading; its position is changed.
-        column: name of the field.
+        leaves: numbers of the column's parts in each row group, by the schema, which the library goes by too.
         n_bytes: size of the file.
 
     Raises:
         PageError: a page that the file does not hold, or that is larger than :data:`MAX_PAGE_BYTES`.
     """
     try:
-        return max((_largest(file, *place) for place in _places(file, column, n_bytes)), default=0)
+        return max((_largest(file, *place) for place in _places(file, leaves, n_bytes)), default=0)
     except (IndexError, KeyError, TypeError, AttributeError):
         raise PageError("its description or a page header is damaged") from None
 
 
-def _places(file: IO[bytes], column: str, n_bytes: int) -> Iterator[tuple[int, int]]:
+def _places(file: IO[bytes], leaves: Collection[int], n_bytes: int) -> Iterator[tuple[int, int]]:
     """First byte, and the one behind the last, of the column's pages in each row group."""
     file.seek(max(n_bytes - 8, 0))
     length = int.from_bytes(file.read(4), "little")
@@ -57,10 +57,8 @@ def _places(file: IO[bytes], column: str, n_bytes: int) -> Iterator[tuple[int, i
         raise PageError(f"its description takes {length:,} bytes")
     file.seek(n_bytes - 8 - length)
     for group in _Values(file.read(length)).struct()[4]:
-        for chunk in group[1]:
-            about = chunk[3]
-            if about[3][0] != column.encode():
-                continue
+        for leaf in leaves:
+            about = group[1][leaf][3]
             start = about[9]
             if 0 < about.get(11, 0) < start:  # of a dictionary
                 start = about[11]

@@ -118,8 +118,10 @@ def read_parquet(path: Path, column: str, blank_row: str = "\n") -> Iterator[str
             groups = [file.metadata.row_group(index) for index in range(file.num_row_groups)]
             n_bytes = sum(group.total_byte_size for group in groups) // max(file.metadata.num_rows, 1)
             n_rows = min(_BATCH_BYTES // max(n_bytes, 1), _MAX_BATCH_ROWS)
+            paths = [file.schema.column(leaf).path for leaf in range(len(file.schema))]
+            leaves = [leaf for leaf, path_to in enumerate(paths) if path_to.partition(".")[0] == column]
             with open_regular(path) as stream:
-                largest = largest_page(stream, column, os.fstat(stream.fileno()).st_size)
+                largest = largest_page(stream, leaves, os.fstat(stream.fileno()).st_size)
             n_rows = max(min(n_rows, _MOST_BATCH_BYTES // max(largest, 1)), 1)
             for batch in file.iter_batches(n_rows, columns=[column], use_threads=False):
                 for value in batch.column(0).to_pylist():
