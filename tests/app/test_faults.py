@@ -219,7 +219,7 @@ def test_no_socket_leads_elsewhere(
         ("fit", "--config", reference.baseline_config, "--run_dir", run, "--trainer.devices", n_ranks,
          "--trainer.max_steps", 10, "--trainer.limit_val_batches", 1.0),
         ("fit", "--resume", run, "--trainer.max_steps", 15),
-        ("generate", run, "--max_new_tokens", 8),
+        ("generate", run, "--tokens", 8),
     )  # fmt: skip
     for words in commands:
         ended = subprocess.run(
