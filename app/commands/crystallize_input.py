@@ -70,7 +70,7 @@ def of_run(
     directory, _ = resolve_run(argument)
     path = weights_of(argument, checkpoint)
     network, tokenizer, block_size = load(path, device, trust_imports)
-    module = _datamodule(data or str(directory.config), trust_imports)
+    module = datamodule(data or str(directory.config), trust_imports)
     corpus = module.check_source()
     if corpus.tokenizer.hash != tokenizer.hash:
         raise ConfigurationError(
@@ -139,7 +139,7 @@ def of_hugging_face(
         raise ConfigurationError(
             f"--model {HUGGING_FACE}{name}: {reason}; name a folder made by save_pretrained, or an identifier"
         ) from error
-    module = _datamodule(data, trust_imports)
+    module = datamodule(data, trust_imports)
     corpus = module.check_source()
     tokenizer, splits = _tokenizer(name), [corpus.train, corpus.val]
     if tokenizer is not None:
@@ -210,8 +210,14 @@ def _tokenizer(name: str) -> Any:
     return tokenizer if tokenizer("some text")["input_ids"] else None
 
 
-def _datamodule(name: str, trust_imports: Sequence[str]) -> Any:
-    """The data module of a configuration, or the characters of a text file."""
+def datamodule(name: str, trust_imports: Sequence[str], kind: type | None = None) -> Any:
+    """The data module of a configuration, or the characters of a text file.
+
+    Args:
+        name: configuration or text file.
+        trust_imports: import prefixes of the user's own.
+        kind: what it has to be; by default one that reads a text.
+    """
     path = Path(name)
     if path.exists() and path.suffix not in (".yaml", ".yml"):
         from datamodules import CharDataModule
@@ -224,7 +230,7 @@ def _datamodule(name: str, trust_imports: Sequence[str]) -> Any:
 
     refusal = "may not be imported; data comes from datamodules, your own needs --trust_imports PREFIX"
     class_type = imported(str(section["class_path"]), ("datamodules",), trust_imports, refusal)
-    if not (isinstance(class_type, type) and issubclass(class_type, TokenDataModule)):
+    if not (isinstance(class_type, type) and issubclass(class_type, kind or TokenDataModule)):
         raise ConfigurationError(f"{name}: {section['class_path']} is no data module")
     try:
         return class_type(**(section.get("init_args") or {}))

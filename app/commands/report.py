@@ -77,6 +77,10 @@ def _read(directory: RunDirectory, notes: list[str]) -> "Material | None":
         if n_damaged:
             notes.append(f"{path}: {n_damaged} damaged line(s) left out")
     material.ablation = read_json(directory.path / "ablate" / "ablate.json", notes)
+    material.routing = read_json(directory.path / "routing" / "routing.json", notes)
+    if material.routing:
+        pictures = _pictures(directory.path / "routing", notes)
+        material.routing_figures = {path.name: content for path, content in pictures}
     material.figures = _figures(directory, notes)
     return material
 
@@ -87,8 +91,14 @@ def _figures(directory: RunDirectory, notes: list[str]) -> dict[str, bytes]:
     def rank(path: Path) -> tuple[bool, bool, str]:
         return not path.name.startswith("depth-"), not path.stem.endswith("share"), path.name
 
-    found: dict[str, bytes] = {}
-    for path in sorted(directory.figures.glob("*.png"), key=rank):
+    pictures = sorted(_pictures(directory.figures, notes), key=lambda found: rank(found[0]))
+    return {path.stem: content for path, content in pictures}
+
+
+def _pictures(folder: Path, notes: list[str]) -> list[tuple[Path, bytes]]:
+    """The PNG files of a folder with their content."""
+    found = []
+    for path in sorted(folder.glob("*.png")):
         if path.name == REDRAWN:
             continue
         try:
@@ -97,7 +107,7 @@ def _figures(directory: RunDirectory, notes: list[str]) -> dict[str, bytes]:
             notes.append(f"{path}: cannot be read ({reason(error)})")
             continue
         if content.startswith(b"\x89PNG\r\n\x1a\n"):
-            found[path.stem] = content
+            found.append((path, content))
         else:
             notes.append(f"{path}: is no PNG file, left out")
     return found

@@ -22,7 +22,7 @@ from app.run.paths import typed_path
 from app.run.storage import make_folder
 from app.run.terminal import announce, announced
 
-CALIBRATE = "calibrate"
+CALIBRATE, ROUTING = "calibrate", "routing"
 WIDTH = 80
 
 
@@ -33,6 +33,10 @@ def run(name: str, words: list[str]) -> int:
         name: ``study``.
         words: the rest of the command line.
     """
+    if words[:1] == [ROUTING]:
+        from app.commands import study_routing
+
+        return study_routing.run(words[1:])
     options = command_parser().parse_args(words)
     if options.list:
         return _list()
@@ -291,7 +295,8 @@ def command_parser() -> argparse.ArgumentParser:
     parser = CommandParser(
         "study",
         description="Runs every row of a study with every seed, or goes on where it stands, and says what the figures "
-        f"allow to say. `app study {CALIBRATE}` tries the statistics out.",
+        f"allow to say. `app study {CALIBRATE}` tries the statistics out; `app study {ROUTING} RUN` asks what banks or "
+        f"routes of one network are worth (app study {ROUTING} --help).",
     )
     parser.add_argument(
         "study",

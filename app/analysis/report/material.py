@@ -19,6 +19,8 @@ class Material:
         samples: lines of ``samples.jsonl``: ``step``, ``key``, ``text``.
         health: lines of ``health.jsonl``.
         ablation: what ``app ablate`` has found; empty where it has not been asked.
+        routing: what ``app study routing`` has found; empty where it has not been asked.
+        routing_figures: its pictures, file name to content.
         figures: name of a picture to the PNG file's content, in the order in which they are shown.
     """
 
@@ -28,6 +30,8 @@ class Material:
     samples: list[dict[str, Any]] = field(default_factory=list)
     health: list[dict[str, Any]] = field(default_factory=list)
     ablation: dict[str, Any] = field(default_factory=dict)
+    routing: dict[str, Any] = field(default_factory=dict)
+    routing_figures: dict[str, bytes] = field(default_factory=dict)
     figures: dict[str, bytes] = field(default_factory=dict)
 
 

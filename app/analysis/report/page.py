@@ -12,6 +12,8 @@ from app.analysis.report.made_with import configurations, environments
 from app.analysis.report.material import Material
 from app.analysis.report.quotes import figures, samples
 from app.analysis.report.results import differences, results
+from app.analysis.report.routing import STYLE as ROUTING_STYLE
+from app.analysis.report.routing import routing
 from app.analysis.report.values import cut, model_of, name_of, setup_of, short_names
 
 
@@ -42,12 +44,13 @@ def report(
     inside = figures(shown)
     body += _section("Inside the network", inside)
     body += _section("Without a part", ablations(shown))
+    body += _section("Banks and routes", routing(shown))
     body += _section("Text samples", samples(shown))
     body += _section("Configuration", configurations(shown))
     body += _section("Environment", environments(materials))
     body.append(element("p", f"archlab {version}, app report", class_="soft"))
     script = heat_maps.SCRIPT if any(heat_maps.PLACE in part for part in inside) else ""
-    return page(f"Report: {title}", body, style=chart.STYLE + heat_maps.STYLE, script=script)
+    return page(f"Report: {title}", body, style=chart.STYLE + heat_maps.STYLE + ROUTING_STYLE, script=script)
 
 
 def _title(groups: Sequence[Group], materials: Mapping[str, Material]) -> str:
