@@ -119,8 +119,12 @@ class Job:
 
     def problem(self) -> str | None:
         """Why what lies in the folder is not this run's; None where it is, or where nothing lies there."""
-        if not self.run.path.exists() or not any(self.run.path.iterdir()):
-            return None
+        try:
+            if not self.run.path.exists() or not any(self.run.path.iterdir()):
+                return None
+        except OSError as error:
+            what = "is a file" if self.run.path.is_file() else f"cannot be read ({error.strerror})"
+            return f"row {self.name}: {self.run} {what}; remove it, or use another --output"
         if strangers := foreign(self.run.path):
             return (
                 f"row {self.name}: {self.run} holds other files ({', '.join(strangers[:3])}); remove them, or use "

@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,7 @@ from app.run.status import true_state
 from tests.app.conftest import Reference
 from tests.support import faults, runs, tiny
 from tests.support.application import Application, Ended, environment
+from tests.support.small_disk import small_disk
 
 pytestmark = pytest.mark.process
 
@@ -66,20 +66,6 @@ def test_a_folder_without_permission(application: Application, reference: Refere
         ended, "Permission denied; make the directory writable, or name another folder with --run_dir"
     )
     assert not list((tmp_path / "closed").iterdir())
-
-
-@contextlib.contextmanager
-def small_disk(folder: Path, size: str) -> Iterator[Path]:
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], capture_output=True
-    )
-    if mounted.returncode:
-        pytest.skip(f"this user may not mount a file system: {mounted.stderr.decode().strip()}")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "-l", folder], check=True)
 
 
 #: the application asks for 50 MB before a run; for a disk that fills up later on, for nothing
