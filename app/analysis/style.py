@@ -8,6 +8,9 @@ from typing import Any
 #: colours that stay apart in light, in dark and for colour-blind readers (Okabe & Ito 2008)
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
+#: inches; a picture of this width can be read on a phone, where it shrinks to half
+NARROW = 4.8
+
 SETTINGS: dict[str, Any] = {
     "figure.figsize": (7.0, 4.2),
     "figure.dpi": 130,

@@ -173,25 +173,20 @@ def check_rows(jobs: list[Any]) -> dict[str, int]:
 
 
 def _write_table(study: Any, output: Path, trusted: list[str]) -> int:
-    """Writes results.json, .csv, .md and the picture, and prints the table."""
-    from app.study.pages import draw, markdown, table
+    """Writes results.json, .csv, .md and the pictures, and prints the table."""
+    from app.study.pages import markdown, pictures_of, table
     from app.study.results import results
-    from app.study.skills import draw_difficulty, draw_state, tasks_of
     from app.study.tuning import seed_jobs
 
     if not output.is_dir():
         raise ConfigurationError(f"--output {output}: there is no study here yet; run it first")
     report = results(study, seed_jobs(study, output, trusted, must_be_tuned=False))
-    picture = None
-    if any(row["figures"] for row in report["rows"].values()):
-        _, problem = write_picture(output / "results.png", lambda file: draw(report, file))
-        picture = None if problem else "results.png"
+    pictures = []
+    for name, draw in pictures_of(report).items():
+        _, problem = write_picture(output / name, partial(draw, report))
         if problem:
             print(f"note     {problem}")
-    pictures = [picture] if picture else []
-    if tasks_of(report):
-        for name, draw_one in (("skills.png", draw_difficulty), ("state.png", draw_state)):
-            write_picture(output / name, partial(draw_one, report))
+        else:
             pictures.append(name)
     page = markdown(report, pictures)
     write_json(output / "results.json", report)

@@ -96,6 +96,14 @@ def multiplier(
     return Multiplier(float(found[0]), Interval(float(low), float(high)), float(ends[0]), float(ends[1]))
 
 
+def curve(ladder: Sequence[Point]) -> tuple[np.ndarray, np.ndarray]:
+    """The baseline's loss at any compute of its ladder: FLOPs and losses, ``(N_PLACES,)`` each."""
+    rungs = sorted(ladder)
+    log_losses = np.log([[max(rung.loss, 1e-12)] for rung in rungs])
+    place, found = _monotone(np.log([rung.flops for rung in rungs]), log_losses)
+    return np.exp(place), np.exp(found[:, 0])
+
+
 def is_within_a_decade(ladder: Sequence[Point]) -> bool:
     """Whether all rungs lie within one decade of compute."""
     flops = [rung.flops for rung in ladder]
@@ -109,12 +117,8 @@ def _compute_at(log_flops: np.ndarray, log_losses: np.ndarray) -> np.ndarray:
         log_flops: ``(k,)``, increasing.
         log_losses: ``(k + 1, n)``: of the rungs, and of the idea, in each draw.
     """
-    rungs, wanted = log_losses[:-1], log_losses[-1]
-    # Where noise makes a larger network worse, half-way between what is the best so far and the worst to come.
-    best = np.minimum.accumulate(rungs, 0)
-    worst = np.maximum.accumulate(rungs[::-1], 0)[::-1]
-    place = np.linspace(log_flops[0], log_flops[-1], N_PLACES)
-    curve = PchipInterpolator(log_flops, (best + worst) / 2, axis=0)(place)  # (N_PLACES, n), not increasing
+    wanted = log_losses[-1]
+    place, curve = _monotone(log_flops, log_losses[:-1])
     above = (curve > wanted).sum(0)  # places at which the baseline is worse
     left = np.clip(above - 1, 0, N_PLACES - 2)
     columns = np.arange(len(wanted))
@@ -123,6 +127,15 @@ def _compute_at(log_flops: np.ndarray, log_losses: np.ndarray) -> np.ndarray:
     inside = place[left] + np.clip(share, 0, 1) * (place[1] - place[0])
     inside = np.where(wanted > curve[0], -np.inf, inside)
     return np.where(wanted < curve[-1], np.inf, inside)
+
+
+def _monotone(log_flops: np.ndarray, rungs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Log-compute ``(N_PLACES,)`` and log-losses ``(N_PLACES, n)`` between the rungs ``(k, n)``, not increasing."""
+    # Where noise makes a larger network worse, half-way between what is the best so far and the worst to come.
+    best = np.minimum.accumulate(rungs, 0)
+    worst = np.maximum.accumulate(rungs[::-1], 0)[::-1]
+    place = np.linspace(log_flops[0], log_flops[-1], N_PLACES)
+    return place, PchipInterpolator(log_flops, (best + worst) / 2, axis=0)(place)
 
 
 def _said(value: float, low: float, high: float) -> str:

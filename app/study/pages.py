@@ -2,17 +2,32 @@
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, BinaryIO
 
-from app.analysis import style
+from app.analysis import drawable, style
+from app.study.compute_picture import draw_compute, has_ladder
+from app.study.skills import draw_difficulty, draw_state, tasks_of
 
-#: what a picture shows
+#: what each picture asks
 TITLES = {
-    "results.png": "The figure of each row with its interval",
-    "skills.png": "Accuracy on each task against difficulty",
-    "state.png": "Accuracy against what a network keeps of a window",
+    "results.png": "Which rows are better, and by how much?",
+    "compute.png": "What is each row worth in compute?",
+    "skills.png": "How does the accuracy fall with difficulty?",
+    "state.png": "Does memory buy accuracy?",
 }
+
+
+def pictures_of(report: Mapping[str, Any]) -> dict[str, Callable[[Mapping[str, Any], BinaryIO], None]]:
+    """File to what draws it, of the pictures that this study has something for."""
+    found: dict[str, Callable[[Mapping[str, Any], BinaryIO], None]] = {}
+    if any(row["figures"] for row in report["rows"].values()):
+        found["results.png"] = draw
+    if has_ladder(report):
+        found["compute.png"] = draw_compute
+    if tasks_of(report):
+        found |= {"skills.png": draw_difficulty, "state.png": draw_state}
+    return found
 
 
 def markdown(report: Mapping[str, Any], pictures: Sequence[str] = ()) -> str:
@@ -32,7 +47,7 @@ def markdown(report: Mapping[str, Any], pictures: Sequence[str] = ()) -> str:
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     lines += ["", *_notes(report, whole)]
     for picture in pictures:
-        lines += ["", f"![{TITLES.get(picture, report['decides'])}]({picture})"]
+        lines += ["", f"## {TITLES[picture]}", "", f"![{TITLES[picture]}]({picture})"]
     return "\n".join(lines) + "\n"
 
 
@@ -82,22 +97,25 @@ def table(report: Mapping[str, Any]) -> str:
 def draw(report: Mapping[str, Any], target: BinaryIO) -> None:
     """Which rows are better: the mean of each with its interval, every seed as a dot, and the margin as a band."""
     rows = {name: row for name, row in report["rows"].items() if row["figures"]}
-    with style.figure(figsize=(7.0, 1.2 + 0.32 * len(rows))) as (drawn, axes):
+    with style.figure(figsize=(style.NARROW, 1.2 + 0.42 * len(rows))) as (drawn, axes):
         bases = {row["against"] for row in rows.values() if row.get("against")}
         base = rows[bases.pop()] if len(bases) == 1 else None
         if base is not None:
             edges = (base["mean"] - report["margin"], base["mean"] + report["margin"])
             axes.axvspan(*edges, color="#0072B2", alpha=0.12, linewidth=0)
-        for place, row in enumerate(rows.values()):
+        for place, (name, row) in enumerate(rows.items()):
+            # Above its line: beside it a long name would leave no room on a phone.
+            written = {"transform": axes.get_yaxis_transform(), "fontsize": 9, "va": "bottom"}
+            axes.text(0.01, place - 0.12, drawable.text(name, 60), **written)
             if row.get("interval"):
                 axes.plot(row["interval"], [place, place], color=style.COLOURS[0], linewidth=1.6)
             axes.plot([row["mean"]], [place], "|", color=style.COLOURS[0], markersize=12, markeredgewidth=2)
             figures = list(row["figures"].values())
             axes.plot(figures, [place] * len(figures), "o", color="#777777", markersize=4, zorder=3)
-        axes.set_yticks(range(len(rows)), rows)
-        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.set_yticks([])
+        axes.set_ylim(len(rows) - 0.4, -0.9)
         axes.set_xlabel(report["decides"])
-        band = f"; band: ± {report['margin']:g} around {report['against']}" if base is not None else ""
+        band = f"\nband: ± {report['margin']:g} around {drawable.text(report['against'], 40)}" if base else ""
         axes.set_title(f"dots: seeds; bar: mean and 95 % interval{band}", fontsize=9)
         style.save(drawn, target)
 

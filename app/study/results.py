@@ -37,6 +37,7 @@ def results(study: Study, jobs: Sequence[Job]) -> dict[str, Any]:
         "decides": study.decides,
         "margin": study.margin,
         "against": study.against,
+        "ladder": study.ladder,
         "seeds": list(study.seeds),
         "spread": None if spread is None else {"sd": spread.sd, "degrees": spread.degrees},
         "seeds_for_equivalence": None if sd is None else seeds_for_equivalence(sd, study.margin),

@@ -9,8 +9,6 @@ from app.analysis import drawable, style
 
 HEADER = ("router", "Δ nats", "95 % interval", "input tells", "verdict")
 CONTROL_HEADER = ("chosen by", "seeds", "loss", "router less", "95 % interval", "verdict")
-#: narrow enough to be read on a phone, where they shrink to half
-WIDTH = 4.8
 #: what each asks
 QUESTIONS = {
     "routing-exchange.png": "Is the choice better than the others?",
@@ -91,7 +89,7 @@ def _draw_intervals(
     entries: Sequence[Entry], label: str, band: tuple[float, float], target: BinaryIO
 ) -> None:
     """A line for each entry: its number with the interval, in the colour of its verdict; the margin as a band."""
-    with style.figure(figsize=(WIDTH, 1.1 + 0.26 * len(entries))) as (drawn, axes):
+    with style.figure(figsize=(style.NARROW, 1.1 + 0.26 * len(entries))) as (drawn, axes):
         axes.axvspan(*band, color=NONE, alpha=0.14, linewidth=0)
         axes.axvline(0, color="#666666", linewidth=1)
         for place, (_, value, ends, verdict) in enumerate(entries):
@@ -110,7 +108,7 @@ def _draw_intervals(
 def _draw_tokens(entries: Sequence[Mapping[str, Any]], target: BinaryIO) -> None:
     """How much of each router's choice is told by token, next token, prediction or label; hollow: by chance."""
     kinds = list(dict.fromkeys(name for entry in entries for name in entry["told_by"]))
-    with style.figure(figsize=(WIDTH, 1.2 + 0.26 * len(entries))) as (drawn, axes):
+    with style.figure(figsize=(style.NARROW, 1.2 + 0.26 * len(entries))) as (drawn, axes):
         for number, kind in enumerate(kinds):
             colour = style.COLOURS[number % len(style.COLOURS)]
             told = [(place, entry["told_by"].get(kind)) for place, entry in enumerate(entries)]
@@ -132,7 +130,7 @@ def _draw_coactivation(report: Mapping[str, Any], target: BinaryIO) -> None:
     matrix = np.array(report["coactivation"], dtype=np.float64)
     np.fill_diagonal(matrix, np.nan)
     names = [drawable.text(entry["name"], 24) for entry in report["routers"]]
-    with style.figure(figsize=(WIDTH, 1.4 + 0.2 * len(names))) as (drawn, axes):
+    with style.figure(figsize=(style.NARROW, 1.4 + 0.2 * len(names))) as (drawn, axes):
         shown = axes.imshow(matrix, cmap="viridis", vmin=0, vmax=1, aspect="auto")
         axes.grid(False)
         axes.set_yticks(range(len(names)), names, fontsize=8 if len(names) > 8 else 10)
@@ -147,7 +145,7 @@ def _draw_saturation(report: Mapping[str, Any], target: BinaryIO) -> None:
     """Mean over the routers of a layer: the share of tokens that choose as in the network that is looked into."""
     layers = sorted({entry["layer"] for entry in report["routers"]})
     steps = [found["step"] for found in report["saturation"]]
-    with style.figure(figsize=(WIDTH, 3.2)) as (drawn, axes):
+    with style.figure(figsize=(style.NARROW, 3.2)) as (drawn, axes):
         for number, layer in enumerate(layers):
             of = [entry["name"] for entry in report["routers"] if entry["layer"] == layer]
             colour = style.COLOURS[number % len(style.COLOURS)]
@@ -168,7 +166,7 @@ def _draw_saturation(report: Mapping[str, Any], target: BinaryIO) -> None:
 def _draw_retention(report: Mapping[str, Any], target: BinaryIO) -> None:
     kept = [found["kept"] for found in report["retention"]]
     n = max(entry["n_choices"] for entry in report["routers"])
-    with style.figure(figsize=(WIDTH, 3.2)) as (drawn, axes):
+    with style.figure(figsize=(style.NARROW, 3.2)) as (drawn, axes):
         axes.axhspan(0, report["margin"], color=NONE, alpha=0.14, linewidth=0)
         for found in report["retention"]:
             axes.plot([found["kept"]] * 2, drawable.numbers(found["interval"]), color=NONE, linewidth=1.8)

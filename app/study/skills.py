@@ -6,7 +6,7 @@ from typing import Any, BinaryIO
 from app.analysis import style
 
 #: small pictures side by side
-N_COLUMNS = 3
+N_COLUMNS = 2
 
 
 def tasks_of(report: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -23,7 +23,7 @@ def draw_difficulty(report: Mapping[str, Any], target: BinaryIO) -> None:
     tasks = tasks_of(report)
     n_rows = -(-len(tasks) // N_COLUMNS)
     colours = _colours(report)
-    size = (3.0 * min(N_COLUMNS, len(tasks)), 0.5 + 2.2 * n_rows)
+    size = (style.NARROW / N_COLUMNS * min(N_COLUMNS, len(tasks)), 0.7 + 2.0 * n_rows)
     with style.figure(figsize=size, ncols=min(N_COLUMNS, len(tasks)), nrows=n_rows, squeeze=False) as (
         drawn,
         axes,
@@ -53,7 +53,7 @@ def draw_state(report: Mapping[str, Any], target: BinaryIO) -> None:
     """Whether memory buys accuracy: a dot for each row and task, against the bytes kept of a window."""
     tasks = tasks_of(report)
     colours = _colours(report)
-    with style.figure(figsize=(7.0, 4.2)) as (drawn, axes):
+    with style.figure(figsize=(style.NARROW, 3.8)) as (drawn, axes):
         for rows in tasks.values():
             for label, row in rows.items():
                 axes.plot(

@@ -8,7 +8,7 @@ from app.analysis.routing.routers import routers
 from app.study.routing import Worth, against_controls, of_network, specialised
 from tests.support.planted_routing import Planted, planted, worth
 
-MARGIN, N_WINDOWS, N_TOKENS = 0.01, 60, 12
+MARGIN, N_WINDOWS, N_TOKENS = 0.01, 40, 12
 
 
 def judged(made: Planted, seed: int) -> dict[str, Worth]:

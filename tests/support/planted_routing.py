@@ -3,7 +3,7 @@
 The text is a chain: each symbol has one follower, which comes in most cases, else any symbol does. One pathway of one
 layer knows the followers, one block of symbols a bank; its router names the bank of the symbol's block. Where the route
 *decides*, a bank knows the followers of its own block alone and is wrong of the others, to some degree. Else every bank
-knows all of them, and banks differ by noise that is worth less than the margin.
+knows all of them, and banks differ by noise that costs less than the margin in the usual window (root mean square).
 """
 
 from typing import NamedTuple
@@ -18,8 +18,6 @@ from app.models.tilelli import TilelliLM
 
 T = 12
 FOLLOWS = 0.7
-#: worth of the noise between banks, as a share of the margin, at most
-NOISE = 0.3
 
 
 class Planted(NamedTuple):
@@ -82,7 +80,7 @@ def planted(number: int, decides: bool, margin: float) -> Planted:
     for bank in range(n_banks):
         follows = torch.zeros(2 * V, 2 * V)
         for symbol in range(V):
-            wrong = int(generator.integers(V))
+            wrong = (follower[symbol] + int(generator.integers(1, V))) % V
             share = strength if block_of[symbol] != bank else 0.0
             follows[V + follower[symbol], symbol] += (1 - share) / V**0.5
             follows[V + wrong, symbol] += share / V**0.5
@@ -120,14 +118,16 @@ def _copy_banks(network: TilelliLM) -> None:
 
 
 def _add_noise(made: Planted, of: list[Router], margin: float, number: int) -> None:
-    """Noise on every bank, as much as is worth less than the margin at every router."""
+    """Noise on every bank, as much as costs less than the margin in the usual window, at every router."""
     clean = [parameter.clone() for parameter in _banked(made.network)]
     torch.manual_seed(number + 1)
     noise = [torch.randn_like(parameter) for parameter in clean]
-    scale = 0.1
+    windows, scale = made.windows(20, 5), 0.1
+    at = places(windows, T, 0)
     while True:
         for parameter, before, drawn in zip(_banked(made.network), clean, noise, strict=True):
             parameter.copy_(before + scale * drawn)
-        if max(abs(worth(made, router, 30, 5)) for router in of) < NOISE * margin:
+        costs = [exchange(made.network, router, windows, at, 512) for router in of]
+        if max(float(np.square(of_router).mean() ** 0.5) for of_router in costs) < margin:
             return
         scale /= 2
