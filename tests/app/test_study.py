@@ -15,6 +15,7 @@ import pytest
 
 from tests.support import tiny
 from tests.support.application import REPOSITORY, Application
+from tests.support.small_disk import small_disk
 
 pytestmark = pytest.mark.process
 
@@ -126,3 +127,21 @@ def test_twelve_rows_killed_at_random_moments(tmp_path: Path, seed: int) -> None
     )  # fmt: skip
     assert verified.returncode == 0, verified.stdout + verified.stderr
     assert f"{row}/seed_1: the same to the last bit, 20 steps" in verified.stdout
+
+
+@pytest.mark.stress
+@pytest.mark.timeout(1800)
+def test_real_runs_on_a_disk_that_is_too_small_and_then_is_not(tmp_path: Path) -> None:
+    study = write_study(tmp_path)
+    with small_disk(tmp_path / "disk", "2m") as disk:
+        words = command(study, "--output", disk / "out")
+        ended = subprocess.run(words, env=environment(), cwd=tmp_path, capture_output=True, text=True)
+        assert ended.returncode == 5, ended.stdout + ended.stderr
+        for seed in (1, 2):
+            assert f"row gpt/seed_{seed}: failed with exit code 5: " in ended.stderr
+        assert "bytes needed" in ended.stderr
+        assert "2 of 2 runs are not finished; the same command goes on with them" in ended.stderr
+        subprocess.run(["mount", "-o", "remount,size=300m", disk], check=True)
+        ended = subprocess.run(words, env=environment(), cwd=tmp_path, capture_output=True, text=True)
+        assert ended.returncode == 0, ended.stdout + ended.stderr
+        assert len(without_times(disk / "out")["rows"]["gpt"]["figures"]) == 2

@@ -1,6 +1,5 @@
 """What a study does on a full disk, and with folders that are half written or somebody else's."""
 
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -10,8 +9,6 @@ from app.run.errors import ConfigurationError, StorageError
 from app.study.jobs import require_own
 from app.study.plan import Study
 from app.study.results import results
-from tests.app.test_study import without_times, write_study
-from tests.support.application import Application
 from tests.support.small_disk import small_disk
 from tests.support.study_jobs import engine, jobs
 
@@ -105,24 +102,3 @@ def test_a_folder_in_the_place_of_a_file_is_told_with_its_row(tmp_path: Path) ->
         ConfigurationError, match=r"row b/seed_1: .* is a file; remove it, or use another --output"
     ):
         require_own([second])
-
-
-@pytest.mark.process
-@pytest.mark.stress
-@pytest.mark.timeout(1200)
-def test_real_runs_on_a_disk_that_is_too_small_and_then_is_not(
-    application: Application, tmp_path: Path
-) -> None:
-    study = write_study(tmp_path)
-    with small_disk(tmp_path / "disk", "2m") as disk:
-        words = ("study", study, "--output", disk / "out")
-        ended = application.run(*words, cwd=tmp_path)
-        assert ended.code == 5, ended
-        for seed in (1, 2):
-            assert f"row gpt/seed_{seed}: failed with exit code 5: error: " in ended.err
-            assert "bytes needed" in ended.err
-        assert "2 of 2 runs are not finished; the same command goes on with them" in ended.err
-        subprocess.run(["mount", "-o", "remount,size=300m", disk], check=True)
-        assert application.run(*words, cwd=tmp_path).code == 0
-        report = without_times(disk / "out")
-        assert len(report["rows"]["gpt"]["figures"]) == 2
