@@ -11,6 +11,7 @@ import yaml
 from app.cli import main
 from tests.app.conftest import Reference
 from tests.support import runs
+from tests.support.application import Application
 
 pytestmark = pytest.mark.process
 FEW = ["--n_blocks", "10", "--n_tokens", "2"]
@@ -112,3 +113,18 @@ def test_a_network_without_choices_has_nothing_to_ask(
 ) -> None:
     assert main(["study", "routing", str(reference.baseline), "--out_dir", str(tmp_path / "out"), *FEW]) == 2
     assert "GPT chooses neither banks nor routes; name a run that does" in capsys.readouterr().err
+
+
+@pytest.mark.stress
+def test_a_task_tells_its_regime_too(application: Application, tmp_path: Path) -> None:
+    values = {
+        "data.sizes": "{length: 24}", "data.batch_size": 8, "data.n_evaluation_windows": 32, "model.d_model": 16,
+        "model.n_layers": 1, "trainer.max_steps": 20, "trainer.val_check_interval": 20, "trainer.callbacks": "[]",
+    }  # fmt: skip
+    words = [word for key, value in values.items() for word in (f"--{key}", str(value))]
+    fitted = application.run("fit", "tilelli_task", *words, "--run_dir", tmp_path / "run", cwd=tmp_path)
+    assert fitted.code == 0, fitted
+    assert main(["study", "routing", str(tmp_path / "run"), *FEW]) == 0
+    report = json.loads((tmp_path / "run" / "routing" / "routing.json").read_text())
+    assert report["text"] == "task planted_routes"
+    assert set(report["routers"][0]["told_by"]) == {"input", "next", "predicted", "regime"}
