@@ -5,13 +5,14 @@ Nothing in it needs the run that it came from, and nothing of it is executed whe
 
 import contextlib
 import hashlib
+import math
 import os
 import shutil
 import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -119,39 +120,71 @@ def write(
     _write_beside(folder, tokenizer, description | {"tied": tied, "weights_sha256": digest}, card)
 
 
-def write_packed(
-    folder: Path, network: LanguageModel, tokenizer: Tokenizer, description: dict[str, Any], card: str
-) -> tuple[int, int]:
-    """Writes an export whose ternary weights are five trits to a byte; the rest is as it was trained.
+class Packed(NamedTuple):
+    """The weights of a network, the ternary ones five trits to a byte and the others as they were trained.
 
-    Args:
-        folder: of :func:`new_folder`.
-        network: with ternary weights.
-        tokenizer: as in :func:`write`, as the following.
-        description: ``network``, ``block_size`` and whatever else is plain.
-        card: the model card, Markdown.
+    Attributes:
+        tensors: by name; of a ternary weight ``NAME.trits`` and ``NAME.scale``.
+        tied: names of weights that are another one, with that one.
+        shapes: of the ternary weights, by name.
+    """
 
-    Returns:
-        How many weights are packed, and the bytes that they and their scales take.
+    tensors: dict[str, Tensor]
+    tied: dict[str, str]
+    shapes: dict[str, list[int]]
+
+    @property
+    def n_ternary(self) -> int:
+        """How many ternary weights there are."""
+        return sum(map(math.prod, self.shapes.values()))
+
+    @property
+    def n_bytes(self) -> int:
+        """That the ternary weights and their scales take."""
+        return sum(
+            self.tensors[f"{name}.{part}"].nbytes for name in self.shapes for part in ("trits", "scale")
+        )
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Of a ternary weight, scales and padding included."""
+        return 8 * self.n_bytes / self.n_ternary
+
+
+def packed(network: LanguageModel) -> Packed:
+    """The weights of a network with its ternary ones packed.
 
     Raises:
-        ValueError: the network has no ternary weights.
-        StorageError: it cannot be written.
+        ValueError: the network has none.
     """
     forms = network.ternary_weights()
     if not forms:
         raise ValueError(f"{type(network).__name__} has no ternary weights")
-    kept, tied = without_copies({name: x for name, x in network.state_dict().items() if name not in forms})
-    packed: dict[str, Tensor] = {}
+    tensors, tied = without_copies({name: x for name, x in network.state_dict().items() if name not in forms})
     for name, form in forms.items():
-        packed[f"{name}.trits"] = pack(form.trits)
-        packed[f"{name}.scale"] = form.scale
-    digest = write_tensors(folder / PACKED, kept | packed)
-    shapes = {name: list(form.trits.shape) for name, form in forms.items()}
-    _write_beside(
-        folder, tokenizer, description | {"tied": tied, "packed": shapes, "weights_sha256": digest}, card
-    )
-    return sum(form.trits.numel() for form in forms.values()), sum(x.nbytes for x in packed.values())
+        tensors[f"{name}.trits"] = pack(form.trits)
+        tensors[f"{name}.scale"] = form.scale
+    return Packed(tensors, tied, {name: list(form.trits.shape) for name, form in forms.items()})
+
+
+def write_packed(
+    folder: Path, weights: Packed, tokenizer: Tokenizer, description: dict[str, Any], card: str
+) -> None:
+    """Writes an export whose ternary weights are packed.
+
+    Args:
+        folder: of :func:`new_folder`.
+        weights: of :func:`packed`.
+        tokenizer: as in :func:`write`, as the following.
+        description: ``network``, ``block_size`` and whatever else is plain.
+        card: the model card, Markdown.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    digest = write_tensors(folder / PACKED, weights.tensors)
+    own = {"tied": weights.tied, "packed": weights.shapes, "weights_sha256": digest}
+    _write_beside(folder, tokenizer, description | own, card)
 
 
 def _write_beside(folder: Path, tokenizer: Tokenizer, description: dict[str, Any], card: str) -> None:
@@ -175,11 +208,16 @@ def write_tensors(file: Path, tensors: Mapping[str, Tensor]) -> str:
     Raises:
         StorageError: it cannot be written.
     """
-    from safetensors.torch import save
-
-    content = save({name: tensor.contiguous() for name, tensor in tensors.items()}, {"format": "pt"})
+    content = as_safetensors(tensors)
     write_bytes(file, content)
     return hashlib.sha256(content).hexdigest()
+
+
+def as_safetensors(tensors: Mapping[str, Tensor]) -> bytes:
+    """The content of a safetensors file of tensors that share no memory."""
+    from safetensors.torch import save
+
+    return save({name: tensor.contiguous() for name, tensor in tensors.items()}, {"format": "pt"})
 
 
 def write_gpt2(folder: Path, network: GPT, tokenizer: Tokenizer, card: str) -> None:

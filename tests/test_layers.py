@@ -60,6 +60,7 @@ def test_contracts_hold() -> None:
                 ("app/study/statistics.py", "import app.training.counts", "studies start processes"),
                 ("app/bench/timing.py", "import app.commands", "measurements are of what there is"),
                 ("app/commands/fit.py", "import callbacks", "commands name no watcher"),
+                ("app/browser/page.py", "import app.loading", "a page for the browser"),
                 ("datamodules/tokenizers/base.py", "import lightning", "a trained network loads without"),
             )
         ),

@@ -119,6 +119,8 @@ print(json.dumps([origins, str(shipped), shipped_names(shipped), metadata("archl
         for path in folder.rglob("*.yaml")
         if path.name not in studies
     )
+    scripts = {path.name for path in (ROOT / "app/browser").iterdir() if path.suffix in (".css", ".js")}
+    assert scripts <= {path.name for path in (Path(origins[0]).parent / "browser").iterdir()}
     assert license_name == "Apache-2.0"
     assert len(list(installation.rglob("archlab-*/licenses/LICENSE"))) == 1
     assert not list(installation.rglob("test_packaging.py"))

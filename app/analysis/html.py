@@ -2,8 +2,10 @@
 
 import base64
 import html
+import json
 import re
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 # Whatever a page quotes, it can neither load nor send anything.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
@@ -122,6 +124,14 @@ def png_image(content: bytes, description: str) -> Markup:
     """A picture inside the page."""
     source = f"data:image/png;base64,{base64.b64encode(content).decode()}"
     return Markup(f'<img src="{source}" alt="{_quoted(description)}">')
+
+
+def data(name: str, values: Any) -> Markup:
+    """Plain values as JSON for a script of the page, which finds them as the text of the element ``name``."""
+    content = json.dumps(values, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    # Inside of a script element only the end of the element itself could be misread.
+    content = content.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+    return Markup(f'<script id="{name}" type="application/json">{content}</script>')
 
 
 def page(title: str, body: Iterable[Markup], style: str = "", script: str = "") -> str:

@@ -8,6 +8,7 @@ import pytest
 
 from tests.support import faults, tiny
 from tests.support.application import Application
+from tests.support.browser import Browser
 from tests.support.tiny import write_text
 
 
@@ -17,6 +18,13 @@ def application(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Applicatio
     server = Application(tmp_path_factory.mktemp("server"))
     yield server
     server.close()
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """A headless Chromium; for tests that are skipped where there is none."""
+    with Browser(tmp_path_factory.mktemp("chromium")) as made:
+        yield made
 
 
 @pytest.fixture

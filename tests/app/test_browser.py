@@ -6,7 +6,6 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,7 @@ import pytest
 from tests.app.conftest import Reference
 from tests.support import runs
 from tests.support.application import Application, environment
-from tests.support.browser import CHROMIUM, CONTRAST, Browser
+from tests.support.browser import CHROMIUM, Browser
 
 pytestmark = [
     pytest.mark.process,
@@ -23,12 +22,6 @@ pytestmark = [
 ]
 WIDTHS = (360, 1280, 1920)
 PAGES = ("one.html", "several.html", "trace.html", "two.html")
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    with Browser(tmp_path_factory.mktemp("chromium")) as made:
-        yield made
 
 
 @pytest.fixture(scope="module")
@@ -60,16 +53,7 @@ def test_a_page_fits_is_readable_and_asks_for_nothing(
 ) -> None:
     url = (pages / name).as_uri()
     page = browser.open(url, width, is_dark=is_dark)
-    assert page.evaluate("document.documentElement.scrollWidth") <= width
-    assert (
-        page.evaluate(
-            "document.querySelectorAll('details').forEach((d) => { d.open = true; }), document.body.scrollWidth"
-        )
-        <= width
-    )
-    assert page.evaluate(CONTRAST) == []
-    assert page.errors == []
-    assert {address for address in page.requests if not address.startswith("data:")} == {url}
+    page.require_readable(url, width)
     page.close()
 
 

@@ -14,12 +14,14 @@ import pytest
 import torch
 
 from app import exports
+from app.browser import network_page
 from app.cli import main
 from app.loading import load
 from app.models import LanguageModel
 from app.models.generation import generate
 from app.run.errors import AppError, ConfigurationError, IntegrityError, StorageError
-from datamodules.tokenizers import CharTokenizer
+from datamodules.tokenizers import CharTokenizer, Tokenizer, WordTokenizer
+from tests.analysis.test_report import is_self_contained
 from tests.app.conftest import Reference
 from tests.models.test_wrapped_blocks import BLOCK_SIZE, NETWORKS, VOCABULARY, network, tilelli, tokens
 from tests.support.application import REPOSITORY
@@ -96,15 +98,47 @@ def test_a_run_is_exported_with_its_card(
     assert main(["export", str(reference.clean), str(tmp_path / "packed"), "--packed"]) == 0
     assert "ternary weights at" in capsys.readouterr().out
     assert torch.equal(load(tmp_path / "packed").network(idx).logits, one.network(idx).logits)
+    page = tmp_path / "page" / "network.html"
+    assert main(["export", str(reference.clean), str(page.parent), "--to", "html"]) == 0
+    assert "in a browser, by itself" in capsys.readouterr().out
+    content = page.read_text()
+    assert is_self_contained(content)
+    assert f"{summary['val/loss']:,.6g}" in content
+    assert main(["export", str(reference.clean), str(page), "--to", "html"]) == 2
+    assert "is there already" in capsys.readouterr().err
+    assert page.read_text() == content
     for words, said in (
         (["--packed", "--to", "hf"], "transformers cannot read it"),
+        (["--packed", "--to", "html"], "a page is packed as it is"),
         (["--to", "onnx"], "invalid choice"),
     ):
         assert main(["export", str(reference.clean), str(tmp_path / "x"), *words]) == 2
         assert said in capsys.readouterr().err
     assert main(["export", str(reference.baseline), str(tmp_path / "x"), "--packed"]) == 2
     assert "GPT has no ternary weights" in capsys.readouterr().err
+    assert main(["export", str(reference.baseline), str(tmp_path / "x"), "--to", "html"]) == 2
+    assert "--to html: GPT has no ternary weights" in capsys.readouterr().err
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    ("model", "tokenizer", "said"),
+    [
+        (network("equilibrium"), TOKENIZER, "EquilibriumLM: the page computes TilelliLM and no other"),
+        (tilelli(n_banks=2, bank_choice="hash"), TOKENIZER, "bank_choice: hash: the page computes"),
+        (
+            tilelli(),
+            WordTokenizer(["<unk>", "<eos>", "a"]),
+            "tokenizer word: the page has char, byte, bpe and gpt2",
+        ),
+    ],
+)
+def test_a_page_of_what_its_scripts_do_not_compute_is_refused(
+    model: LanguageModel, tokenizer: Tokenizer, said: str
+) -> None:
+    weights = exports.Packed({}, {}, {})
+    with pytest.raises(ValueError, match=said):
+        network_page(model, weights, tokenizer, {}, {})
 
 
 def test_nothing_is_left_of_an_export_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -244,7 +278,7 @@ def test_a_hostile_folder_is_one_message(name: str, sound: Path, tmp_path: Path)
 def packed(model: LanguageModel, folder: Path) -> Path:
     with exports.new_folder(folder, "DIR") as made:
         described = {"network": model.description(), "block_size": BLOCK_SIZE}
-        exports.write_packed(made, model, TOKENIZER, described, "# card\n")
+        exports.write_packed(made, exports.packed(model), TOKENIZER, described, "# card\n")
     return folder
 
 

@@ -137,15 +137,31 @@ class Page:
             assert time.monotonic() < deadline, f"never: {script}"
             time.sleep(0.1)
 
-    def press(self, key: str) -> None:
-        """One key, as a person presses it."""
-        text = {"text": key} if len(key) == 1 else {}
-        codes = {"ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40, "Tab": 9}
+    def press(self, key: str, modifiers: int = 0) -> None:
+        """One key, as a person presses it, with others held down (2 is Ctrl)."""
+        text = {"text": key} if len(key) == 1 else {"text": "\r"} if key == "Enter" else {}
+        codes = {
+            "ArrowLeft": 37,
+            "ArrowUp": 38,
+            "ArrowRight": 39,
+            "ArrowDown": 40,
+            "Tab": 9,
+            "Enter": 13,
+            "Escape": 27,
+        }
         code = codes.get(key, ord(key[0].upper()))
-        self.call(
-            "Input.dispatchKeyEvent", {"type": "keyDown", "key": key, "windowsVirtualKeyCode": code, **text}
-        )
-        self.call("Input.dispatchKeyEvent", {"type": "keyUp", "key": key, "windowsVirtualKeyCode": code})
+        pressed = {"key": key, "windowsVirtualKeyCode": code, "modifiers": modifiers}
+        self.call("Input.dispatchKeyEvent", {"type": "keyDown", **pressed, **text})
+        self.call("Input.dispatchKeyEvent", {"type": "keyUp", **pressed})
+
+    def require_readable(self, url: str, width: int) -> None:
+        """Nothing is wider than the page, closed or opened, faint, wrong or fetched from elsewhere."""
+        assert self.evaluate("document.documentElement.scrollWidth") <= width
+        opened = "document.querySelectorAll('details').forEach((d) => { d.open = true; }), document.body.scrollWidth"
+        assert self.evaluate(opened) <= width
+        assert self.evaluate(CONTRAST) == []
+        assert self.errors == []
+        assert {address for address in self.requests if not address.startswith("data:")} == {url}
 
     def picture(self, path: Path) -> None:
         """What is seen, as a PNG file."""

@@ -3,17 +3,16 @@
 The numbers come out of the runs' own figures; a script draws them at the width of the page.
 """
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
-from app.analysis.html import Markup, element
+from app.analysis.html import Markup, data, element
 from app.analysis.report.heat_map_script import SCRIPT, STYLE
 
 __all__ = ["PLACE", "SCRIPT", "STYLE", "heat_maps"]
 
 #: where the script finds the numbers
-PLACE = '<script id="map-data" type="application/json">'
+PLACE = "map-data"
 
 
 def heat_maps(figures: Sequence[tuple[str, str, int, dict[str, Any]]], names: Sequence[str]) -> list[Markup]:
@@ -26,18 +25,7 @@ def heat_maps(figures: Sequence[tuple[str, str, int, dict[str, Any]]], names: Se
     if not figures:
         return []
     is_compared = len(names) > 1
-    content = json.dumps(
-        {
-            "compared": is_compared,
-            "figures": [
-                {"name": name, "run": run, "colour": colour} | numbers
-                for name, run, colour, numbers in figures
-            ],
-        },
-        ensure_ascii=True, allow_nan=False, separators=(",", ":"),
-    )  # fmt: skip
-    # Inside of a script element only the end of the element itself could be misread.
-    content = content.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+    numbers = [{"name": name, "run": run, "colour": colour} | own for name, run, colour, own in figures]
     controls = Markup(
         '<div id="map-controls"><label id="map-quantity">quantity <select></select></label>'
         '<label id="map-layer">layer <select></select></label></div>'
@@ -51,5 +39,5 @@ def heat_maps(figures: Sequence[tuple[str, str, int, dict[str, Any]]], names: Se
             "noscript",
             "A script of the page itself draws the maps; allow scripts, or see figures/ of the run.",
         ),
-        Markup(f"{PLACE}{content}</script>"),
+        data(PLACE, {"compared": is_compared, "figures": numbers}),
     ]

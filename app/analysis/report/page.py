@@ -49,7 +49,7 @@ def report(
     body += _section("Configuration", configurations(shown))
     body += _section("Environment", environments(materials))
     body.append(element("p", f"archlab {version}, app report", class_="soft"))
-    script = heat_maps.SCRIPT if any(heat_maps.PLACE in part for part in inside) else ""
+    script = heat_maps.SCRIPT if any(f'id="{heat_maps.PLACE}"' in part for part in inside) else ""
     return page(f"Report: {title}", body, style=chart.STYLE + heat_maps.STYLE + ROUTING_STYLE, script=script)
 
 

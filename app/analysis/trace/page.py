@@ -1,13 +1,12 @@
 """A traced text as one HTML page: a colour per token, the measure and the layer chosen by the reader."""
 
-import json
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from app.analysis import drawable
-from app.analysis.html import Markup, element, page
+from app.analysis.html import Markup, data, element, page
 from app.analysis.trace.script import SCRIPT, STYLE
 from app.analysis.trace.texts import CONTINUED, parts_of_characters, visible
 from app.analysis.trace.tokens import Trace, TracedMeasure
@@ -35,11 +34,6 @@ def trace_page(runs: Sequence[TracedRun], title: str, subtitle: str) -> str:
         title: of the page, such as the run.
         subtitle: one line under it.
     """
-    content = json.dumps(
-        {"runs": [_read(run) for run in runs]}, ensure_ascii=True, allow_nan=False, separators=(",", ":")
-    )
-    # Inside of a script element only the end of the element itself could be misread.
-    content = content.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
     if any(CONTINUED in run.texts for run in runs):
         subtitle += f"; {CONTINUED}: the rest of the character that is shown before it"
     body = [
@@ -51,7 +45,7 @@ def trace_page(runs: Sequence[TracedRun], title: str, subtitle: str) -> str:
                '<span class="soft">keys <kbd>n</kbd> <kbd>p</kbd>: next and previous layer</span></span></div>'
                '<p id="said"></p></div><div id="runs"></div>'),
         element("noscript", "This page draws itself with a script of its own; allow scripts to see it."),
-        Markup(f'<script id="data" type="application/json">{content}</script>'),
+        data("data", {"runs": [_read(run) for run in runs]}),
     ]  # fmt: skip
     return page(title, body, style=STYLE, script=SCRIPT)
 
