@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+#: parameters of each form, the place of the split included
+N_PARAMETERS = {"linear": 2, "power": 2, "exponential": 2, "power_offset": 3, "piecewise": 5}
 #: exponents from which the power with offset is sought
 OFFSET_STARTS = (-1.0, 0.5, 1.0, 2.0)
 #: a relative spread that is rounding and no trend
@@ -64,7 +66,7 @@ def fit_linear(L: Series, y: Series) -> GammaFit:
         a, b = _line(x, y)
         return {"a": a, "b": b}, a + b * x
 
-    return _fit("linear", 2, L, y, solve)
+    return _fit("linear", L, y, solve)
 
 
 def fit_power(L1: Series, y: Series) -> GammaFit:
@@ -76,7 +78,7 @@ def fit_power(L1: Series, y: Series) -> GammaFit:
 
     x, values = np.asarray(L1, dtype=np.float64), np.asarray(y, dtype=np.float64)
     kept = ~(values <= 0)  # what is no number stays, and is refused by name
-    fit = _fit("power", 2, x[kept], values[kept], solve, needs_positive=True)
+    fit = _fit("power", x[kept], values[kept], solve, needs_positive=True)
     masked = int((~kept).sum())
     if masked and not fit.undefined:
         fitted = fit.parameters["a"] * x ** fit.parameters["b"]
@@ -91,7 +93,7 @@ def fit_exponential(L: Series, y: Series) -> GammaFit:
         a, b = _line(x, np.log(y))
         return {"a": float(np.exp(a)), "b": b}, np.exp(a + b * x)
 
-    return _fit("exponential", 2, L, y, solve, needs_positive=True)
+    return _fit("exponential", L, y, solve, needs_positive=True)
 
 
 def fit_power_offset(L1: Series, y: Series) -> GammaFit:
@@ -124,7 +126,7 @@ def fit_power_offset(L1: Series, y: Series) -> GammaFit:
         b, centred, u_mean = slope(c)
         return {"a": y_mean - b * u_mean, "b": b, "c": c}, y_mean + b * centred
 
-    return _fit("power_offset", 3, L1, y, solve)
+    return _fit("power_offset", L1, y, solve)
 
 
 def fit_piecewise(L1: Series, y: Series) -> GammaFit:
@@ -148,7 +150,7 @@ def fit_piecewise(L1: Series, y: Series) -> GammaFit:
         names = {"a1": float(np.exp(a1)), "b1": b1, "a2": float(np.exp(a2)), "b2": b2}
         return {"split": float(splits[best]), **names}, fitted[best]
 
-    return _fit("piecewise", 5, L1, y, solve, needs_positive=True)
+    return _fit("piecewise", L1, y, solve, needs_positive=True)
 
 
 #: every form as a function of layers counted from 0, and values
@@ -181,11 +183,17 @@ def best_form(fits: dict[str, GammaFit]) -> str | None:
 Solve = Callable[[np.ndarray, np.ndarray], tuple[dict[str, float], np.ndarray]]
 
 
-def _fit(form: str, k: int, x: Series, y: Series, solve: Solve, needs_positive: bool = False) -> GammaFit:
+def points_needed(form: str) -> int:
+    """How many points a form is fitted to at least: two more than it has parameters."""
+    return N_PARAMETERS[form] + 2
+
+
+def _fit(form: str, x: Series, y: Series, solve: Solve, needs_positive: bool = False) -> GammaFit:
     """One form with its scores, or why there is none."""
     x, y = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
-    if len(y) < k + 2:
-        return GammaFit(form, undefined=f"only {len(y)} points; {k} parameters need {k + 2}")
+    k = N_PARAMETERS[form]
+    if len(y) < points_needed(form):
+        return GammaFit(form, undefined=f"only {len(y)} points; {k} parameters need {points_needed(form)}")
     if not np.isfinite(y).all():
         return GammaFit(form, undefined="a value is not finite")
     if np.ptp(y) <= CONSTANT * np.abs(y).max():

@@ -1,11 +1,12 @@
 """Gains over depth as text of at most 80 columns, where names leave room for it."""
 
 import math
+from collections.abc import Sequence
 
 from rich.text import Text
 
 from app.analysis.gamma import Gammas, theory
-from app.analysis.gamma_fits import GammaFit
+from app.analysis.gamma_fits import FORMS, GammaFit, points_needed
 from app.analysis.gamma_null import N_WALKS, written
 from app.commands.tables import console, print_table
 from app.run.terminal import say
@@ -33,8 +34,12 @@ def print_gains(gammas: Gammas, title: str) -> None:
     n_layers = max(len(row) for row in scales.rms.values())
     one_plus = ", gains are 1 + w" * scales.one_plus
     say("gains", f"{title}: {len(scales.rms)} families over {n_layers} layers{one_plus}")
+    impossible = _impossible(gammas)
+    if impossible:
+        needed = ", ".join(f"{form} {points_needed(form)}" for form in impossible)
+        say("no fit", f"{n_layers} layers are too few, at least it takes for {needed}")
     print()
-    _print_families(gammas)
+    _print_families(gammas, impossible)
     if any(gammas.best.values()):
         print()
         for number, line in enumerate(LEGEND):
@@ -51,17 +56,33 @@ def print_gains(gammas: Gammas, title: str) -> None:
     )
 
 
-def _print_families(gammas: Gammas) -> None:
-    """A line per family, and one per form that was fitted; its parameters beside it, or below where it is narrow."""
+def _impossible(gammas: Gammas) -> list[str]:
+    """The forms for which no family has layers enough."""
+    most = max(len(gammas.scales.series(family)[0]) for family in gammas.fits)
+    return [form for form in FORMS if points_needed(form) > most]
+
+
+def _print_families(gammas: Gammas, impossible: Sequence[str]) -> None:
+    """A line per family, and one per form that was fitted; its parameters beside it, or below where it is narrow.
+
+    Args:
+        gammas: what was found.
+        impossible: forms that are not named again.
+    """
     terminal = console()
-    fitted = {f: fits for f, fits in gammas.fits.items() if not all(fit.undefined for fit in fits.values())}
-    rows = [
-        [family, *_ends(gammas, family), fits["linear"].undefined]
+    possible = {
+        family: {form: fit for form, fit in fits.items() if form not in impossible}
         for family, fits in gammas.fits.items()
+    }
+    fitted = {f: fits for f, fits in possible.items() if not all(fit.undefined for fit in fits.values())}
+    rows = [
+        [family, *_ends(gammas, family), *(fit.undefined for fit in list(fits.values())[:1])]
+        for family, fits in possible.items()
         if family not in fitted
     ]
     if rows:
-        print_table(terminal, ["family", "first", "last", "last/first", "undefined"], rows, left=(0, 4))
+        header = ["family", "first", "last", "last/first", "undefined"][: len(rows[0])]
+        print_table(terminal, header, rows, left=(0, 4))
     if not fitted:
         return
     heading = f"  {'form':<{FORM}}" + "".join(f"{name:>{width}}" for name, width in COLUMNS)
@@ -151,6 +172,8 @@ def _print_temperature(gammas: Gammas) -> None:
     heading = ["layer", "gain", "gain/first", "ln gain", *(f"T {name}" for name in gammas.temperatures)]
     print_table(console(), heading, rows)
     for name, temperature in gammas.temperatures.items():
+        if len(temperature.layers) < points_needed("exponential"):
+            continue  # a cooling law is fitted to as many points
         say("cooling", f"{name}, {temperature.rule}")
         for law in temperature.laws.values():
             text = law.undefined or ", ".join(f"{key} {value:.4g}" for key, value in law.parameters.items())

@@ -104,6 +104,20 @@ def test_a_gamma_json(content: str, tmp_path: Path, capfd: pytest.CaptureFixture
     assert refused(path, capfd)[0] == 2
 
 
+def test_scales_alone_as_the_original_script_wrote_them(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    rows = {"input_ln": [1.0, 1.2, 1.5, 1.4], "q_proj": [0.1, 0.2, 0.15, 0.3], "gate_proj": [0.2] * 4}
+    (tmp_path / "a.json").write_text(json.dumps({"scales": rows}))
+    assert main(["gamma", str(tmp_path / "a.json"), "--output", str(tmp_path)]) == 0
+    written = json.loads((tmp_path / "gamma.json").read_text())
+    assert written["scales"] == rows
+    assert written["kinds"] == {"input_ln": "norm", "q_proj": "matrix", "gate_proj": "matrix"}
+    said = capfd.readouterr().out
+    assert "no fit   4 layers are too few, at least it takes for power_offset 5, piecewise 7\n" in said
+    assert "the series is constant" in said
+
+
 def test_small_values_in_a_large_row_are_read_a_piece_at_a_time(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
