@@ -6,8 +6,8 @@ const description = JSON.parse(element("config").textContent);
 const tokenizer = readTokenizer(JSON.parse(element("tokenizer").textContent));
 const network = new Tilelli(readWeights(decodeBase64(element("weights").textContent), description), description);
 
-/** Milliseconds of work between two looks at the keyboard: a frame of the screen. */
-const SLICE = 16;
+/** Milliseconds of work between two looks at the keyboard; a pause takes up to four. */
+const SLICE = 40;
 /** The text that is being written; whoever sets `isWanted` to false ends it. */
 let writing = { isWanted: false };
 

@@ -73,8 +73,8 @@ def network_page(
         table(("", ""), figures.items()),
         element(
             "p",
-            "How it computes is written to be read: see the scripts at the end of this page's source, in order "
-            "weights, network, tokenizers, page.",
+            "Losses are nats per token on held-out text; bpb is bits per byte. How the network computes is written to "
+            "be read: see the scripts at the end of this page's source, weights, network, tokenizers and page.",
         ),
         data("config", read),
         data("tokenizer", tokenizer.to_dict()),

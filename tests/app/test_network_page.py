@@ -15,7 +15,9 @@ from app.models.generation import generate, generation_window
 from app.models.tilelli import TilelliLM
 from datamodules.tokenizers import ByteTokenizer, CharTokenizer, Tokenizer
 from datamodules.tokenizers.bpe import train_bpe
+from tests.parity import relative_error
 from tests.support.browser import CHROMIUM, Browser, Page
+from tests.tolerances import OUTPUT
 
 pytestmark = [
     pytest.mark.process,
@@ -86,6 +88,12 @@ def test_it_writes_what_python_writes(name: str, browser: Browser, tmp_path: Pat
     expected = greedy(model, CHARACTERS.encode("def main():\n").tolist())
     assert tokens_of(page, "tokenizer.encode('def main():\\n')") == expected
     assert len(set(expected)) > 20, "a text that repeats itself tells nothing"
+    text = (CHARACTERS.encode("def main():\n").tolist() + expected)[-48:]  # what learned positions reach
+    script = (
+        f"(() => {{ network.reset(); let y; for (const t of {text}) y = network.step(t); return [...y]; }})()"
+    )
+    logits = torch.tensor(page.evaluate(script))
+    assert relative_error(logits, model(torch.tensor([text])).logits[0, -1]) < OUTPUT
     for weight in model.ternary_weights():
         owner = model.get_submodule(weight.rpartition(".")[0])
         values = f"network.weights.get({json.dumps(weight)}).values"
