@@ -44,7 +44,7 @@ for (let code = 0; code < N_CODES; code++) {
 }
 
 /**
- * Packed trits times their scales, as 32-bit numbers: to the last bit what the network was trained with.
+ * Packed trits times their scales, as 32-bit numbers: equal to those that the network was trained with.
  *
  * @param {Uint8Array} packed five trits to a byte; what is left of the last byte stands for nothing
  * @param {Float32Array} scales one for each group of consecutive weights, all groups of one size
