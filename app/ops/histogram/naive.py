@@ -22,7 +22,9 @@ def histogram(values: Tensor, low: float, high: float) -> Tensor:
     """
     values = values.flatten(1)
     # In fp32 at least: the number of the last bin does not exist in bf16, and is rounded to one that there is not.
-    bins = ((values.to(torch.promote_types(values.dtype, torch.float32)) - low) * (N_BINS / (high - low))).floor()
+    bins = (
+        (values.to(torch.promote_types(values.dtype, torch.float32)) - low) * (N_BINS / (high - low))
+    ).floor()
     # A value that is not finite lands in a bin too: the step that it spoils is not kept.
     bins = bins.nan_to_num(0.0).clamp(0, N_BINS - 1).long()
     counts = torch.zeros(values.shape[0], N_BINS, dtype=torch.int64, device=values.device)
