@@ -2,7 +2,7 @@
 
 import functools
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -284,6 +284,14 @@ class TokenDataModule(WindowDataModule):
         return evaluation_loader(
             tokens, self.block_size, self.batch_size, self.num_workers, placement, stride
         )
+
+    def tokens_in_memory(self) -> Mapping[str, Tensor]:
+        """The training tokens where this process holds them, ``(n,)`` in a type of their own; none of a mapped file."""
+        tokens = self.check_source().train
+        resident = self._on_device("train", tokens)
+        if resident is None and tokens.flags.writeable:
+            resident = torch.from_numpy(tokens)
+        return {} if resident is None else {"train": resident}
 
     def _on_device(self, split: str, tokens: np.ndarray) -> Tensor | None:
         """The tokens of a split on this rank's GPU; None where they stay on the host."""

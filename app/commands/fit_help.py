@@ -13,11 +13,10 @@ from app.run.without_packages import quick_framework, without_compiler
 if TYPE_CHECKING:
     from app.training.options.help import Entry
 
-USAGE = """usage: app fit NAME_OR_FILE [OVERLAY …] [options]
+USAGE = """usage: app fit NAME_OR_FILE [OVERLAY …] [options (range; default)]
 
-Trains a network, or goes on with a run. Options come from YAML files, left to
-right, then from the command line; a dotted name is a key of the YAML. In
-brackets: range; default."""
+Trains, or goes on with a run. Options come from YAML files, left to right, then
+from here; a dotted name is a key of the YAML."""
 #: decided before anything heavy is imported, see app.run.arguments
 LAUNCH = {
     "--config NAME_OR_FILE": "a shipped one (app configs) or a YAML file",

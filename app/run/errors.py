@@ -59,7 +59,8 @@ class NonFiniteError(AppError):
 
 
 class IntegrityError(AppError):
-    """A checkpoint that is damaged, incomplete or not one of ours."""
+    """A checkpoint that is damaged, incomplete or not one of ours; a state that changed in memory; a step that did not
+    repeat."""
 
     exit_code = ExitCode.INTEGRITY
 

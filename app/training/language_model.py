@@ -24,6 +24,7 @@ from app.records import StepRecord, detached
 from app.run.errors import ConfigurationError
 from app.training.distributed import mean_over_ranks, sum_over_ranks
 from app.training.evaluation_steps import EvaluationSteps
+from app.training.guards import Guards
 from app.training.lightning_seams import is_attached
 from app.training.optim.optimizers import (
     OPTIMIZERS,
@@ -136,6 +137,7 @@ class LanguageModelModule(EvaluationSteps, TextGeneration):
         self.nonfinite = nonfinite
         self.max_skips = max_skips
         self.gate = FiniteGate(nonfinite)
+        self.guards = Guards()
         self.numbers = StepNumbers()
         self.is_captured = False
         self.logged_steps: Collection[int] | None = None
@@ -195,6 +197,7 @@ class LanguageModelModule(EvaluationSteps, TextGeneration):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Any]:
         """One micro-batch ``(idx, targets)``, each ``(B, T)``; returns the loss and its record."""
         idx, targets = batch
+        self.guards.before_forward(self, batch_idx)
         if batch_idx % self.trainer.accumulate_grad_batches == 0:
             self._keep_state()
         output = self.network(idx, targets)
@@ -202,6 +205,7 @@ class LanguageModelModule(EvaluationSteps, TextGeneration):
             raise ConfigurationError(_no_output(self.network, output))
         auxiliary = self._auxiliary_loss(output)
         loss = nonfinite_mask(output.loss + auxiliary)
+        self.guards.after_forward(self, batch, batch_idx, loss)
         left = LanguageModelOutput(output.logits.new_empty(0), output.loss, auxiliary, output.routing)
         return {"loss": loss, "record": self.step_record(detached(left), idx.numel(), batch_idx)}
 
@@ -318,7 +322,7 @@ class LanguageModelModule(EvaluationSteps, TextGeneration):
         if self.gradient_norm is None:
             self.gradient_norm = torch.empty_like(norm)
         self.gradient_norm.copy_(norm)
-        self.gate.update(optimizer, self.gradient_norm, self.numbers.step)
+        self.gate.update(optimizer, self.gradient_norm, self.numbers.step, self.guards.before_update(self))
 
     def configure_gradient_clipping(
         self,
@@ -380,6 +384,7 @@ class LanguageModelModule(EvaluationSteps, TextGeneration):
             total.zero_()
         for state, before in zip(self.network.running_state(), self._state_before, strict=True):
             self.gate.keep(state, before)
+        self.guards.after_update(self)
 
 
 def _refused(problems: Sequence[options.Problem]) -> ConfigurationError:

@@ -35,6 +35,7 @@ from app.training.plain_data import PlainDataModule
 from app.training.reproducible import is_reproducible
 from app.training.run_callbacks.curve import TrainingCurve, seconds_trained
 from app.training.run_callbacks.graphed_steps import GraphedSteps
+from app.training.run_callbacks.integrity import IntegrityStop
 from app.training.run_callbacks.nonfinite import NonFiniteStop
 from app.training.run_callbacks.progress import RunProgress
 from app.training.run_callbacks.retention import (
@@ -185,12 +186,14 @@ class Session:
             config["keep_every_n_steps"],
         )
         graphed = GraphedSteps() if self.cli.config["graph"] else None
+        guarding = (config["verify_state"], config["verify_every_n_steps"])
         self.summary = RunSummary(self.directory, curve, best, graphed)
         # The order counts: what is logged comes before what saves, and what saves before what reports.
         callbacks: list[Callback] = [
             StepKeys(self.seed),
             *([graphed] if graphed else []),
             curve,
+            *([IntegrityStop(self.seed, self.directory.checkpoints, *guarding)] if any(guarding) else []),
             NonFiniteStop(self.seed, self.directory.checkpoints),
             *([RunProgress(curve)] if self.cli.config["trainer"]["enable_progress_bar"] is not False else []),
             StopOnSignal(self.requests, rolling),

@@ -186,7 +186,8 @@ class StepGraphs:
             batch_idx: its index in this launch.
             compute: makes it eagerly.
         """
-        known = None if self.objection else self._known_like(batch, batch_idx)
+        is_eager = self.objection or self.module.guards.makes_twice(self.trainer.global_step + 1)
+        known = None if is_eager else self._known_like(batch, batch_idx)
         if known is None:
             self.n_eager += 1
             return compute(batch)
@@ -300,6 +301,7 @@ class StepGraphs:
             )
         own = {
             "gate": module.gate.tensors(),
+            "guards": module.guards.tensors(),
             "gradient norm": [] if module.gradient_norm is None else [module.gradient_norm],
             "running state": module.network.running_state(),
             "sum": module.network.step_sums(),

@@ -22,6 +22,8 @@ def fit(
     make: Callable[..., LanguageModelModule],
     steps: int = 3,
     callbacks: Sequence[Callback] = (),
+    block_size: int = BLOCK_SIZE,
+    batch_size: int = 4,
     **trainer_arguments: Any,
 ) -> LanguageModelModule:
     """Trains on a small text of characters with the step loops, keys and finite gate of a run.
@@ -29,8 +31,10 @@ def fit(
     Args:
         folder: for the text, and whatever is saved.
         make: builds the module from ``vocab_size`` and ``block_size``.
-        steps: optimizer steps, of four windows.
+        steps: optimizer steps.
         callbacks: beside those of a run.
+        block_size: tokens of a window.
+        batch_size: windows of a step.
         trainer_arguments: in place of those below.
 
     Returns:
@@ -38,13 +42,13 @@ def fit(
     """
     data = CharDataModule(
         path=str(tiny.write_text(folder / "text.txt", 400)),
-        block_size=BLOCK_SIZE,
-        batch_size=4,
+        block_size=block_size,
+        batch_size=batch_size,
         val_fraction=0.02,
     )
     data.setup("fit")
     torch.manual_seed(0)
-    module = make(vocab_size=data.vocab_size, block_size=BLOCK_SIZE)
+    module = make(vocab_size=data.vocab_size, block_size=block_size)
     options: dict[str, Any] = {"limit_val_batches": 0, "log_every_n_steps": 1, "logger": False}
     options |= trainer_arguments
     trainer = Trainer(

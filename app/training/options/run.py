@@ -13,6 +13,10 @@ class RunOptions:
         fast_nondeterministic: the fastest operations of a GPU, with which equal runs differ.
         graph: replay a step's kernels as a CUDA graph: on a GPU they are recorded once and launched together from then
             on; the bits are the same.
+        verify_state: checksums of all state at each update: weights, moments, buffers and the tokens in memory have to
+            be what the update before has left, else the run ends with exit code 4.
+        verify_every_n_steps: steps between two that are made twice, gradients compared to the bit before the update; 0
+            for none. A difference ends the run with exit code 4.
     """
 
     def __init__(
@@ -22,9 +26,13 @@ class RunOptions:
         keep_every_n_steps: NonNegativeInt = 0,
         fast_nondeterministic: bool = False,
         graph: bool = True,
+        verify_state: bool = False,
+        verify_every_n_steps: NonNegativeInt = 0,
     ):
         self.seed = seed
         self.checkpoint_every_n_steps = checkpoint_every_n_steps
         self.keep_every_n_steps = keep_every_n_steps
         self.fast_nondeterministic = fast_nondeterministic
         self.graph = graph
+        self.verify_state = verify_state
+        self.verify_every_n_steps = verify_every_n_steps

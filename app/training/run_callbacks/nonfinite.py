@@ -38,13 +38,20 @@ class FiniteGate:
         """Goes on counting from what :meth:`read` returned in another launch; before the first update."""
         self._start = (first, skipped, in_a_row)
 
-    def update(self, optimizer: torch.optim.Optimizer, gradient_norm: Tensor, step: int | Tensor) -> None:
+    def update(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_norm: Tensor,
+        step: int | Tensor,
+        is_shut: Tensor | None = None,
+    ) -> None:
         """Shuts or opens the gate for the step about to be made; always in the same memory.
 
         Args:
             optimizer: one that leaves weights and moments alone while its ``found_inf`` is 1 (fused, or Muon).
             gradient_norm: ``()`` global norm, the same on every rank.
             step: number of the step, counted from 1.
+            is_shut: ``()`` bool; shuts the gate whatever the norm, and is counted nowhere.
         """
         if self._closed is None or self._counts is None:
             self._closed = torch.zeros((), device=gradient_norm.device)
@@ -55,7 +62,7 @@ class FiniteGate:
         self._counts.copy_(torch.stack(new))
         if self.mode == "stop":
             bad = bad | self._closed.bool()
-        self._closed.copy_(bad)
+        self._closed.copy_(bad if is_shut is None else bad | is_shut)
         optimizer.found_inf = self._closed  # type: ignore[attr-defined]
 
     def tensors(self) -> list[Tensor]:
