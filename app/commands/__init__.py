@@ -8,6 +8,7 @@ COMMANDS = {
     "test": "evaluate a run on its test split",
     "generate": "continue a prompt with a run's network",
     "replay": "make past steps of a run again, bit for bit",
+    "verify": "recompute a run, and refuse one that was changed",
     "compare": "put runs beside each other: settings, figures, curves",
     "report": "write one page about a run, or about several",
     "study": "run a grid of runs, and say what its figures allow to say",

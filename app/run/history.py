@@ -23,11 +23,15 @@ class Launched(NamedTuple):
         first: completed steps when it began.
         configuration: that it resolved; None of a launch by an earlier version, which recorded none.
         place: device, version of PyTorch and number of processes.
+        n_threads: of its operations on the CPU; 0 where it says none.
+        data: fingerprint of its text.
     """
 
     first: int
     configuration: Mapping[str, Any] | None
     place: Mapping[str, Any]
+    n_threads: int = 0
+    data: Mapping[str, Any] | None = None
 
 
 class Piece(NamedTuple):
@@ -51,8 +55,14 @@ def launches(run: RunDirectory) -> list[Launched]:
         first = launch.get("first_step")
         if not isinstance(first, int):
             first = _step_in(launch.get("resumed_from"))
-        place = launch.get("place")
-        made = Launched(first, launch.get("configuration"), place if isinstance(place, dict) else {})
+        place, threads, data = launch.get("place"), launch.get("threads"), launch.get("data")
+        made = Launched(
+            first,
+            launch.get("configuration"),
+            place if isinstance(place, dict) else {},
+            threads if type(threads) is int else 0,
+            data if isinstance(data, dict) else None,
+        )
         found = [earlier for earlier in found if earlier.first < first] + [made]
     if not found:
         raise ConfigurationError(

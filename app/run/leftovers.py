@@ -10,7 +10,7 @@ from app.run.storage import writing
 
 #: what training leaves, and what is made of it: worth nothing without the checkpoint that it leads to
 _TRAINED = re.compile(
-    r"metrics\.csv|(details|health|samples)\.jsonl|summary\.json|events\.out\.tfevents\..*|report\.html|fit-profile.*"
+    r"metrics\.csv|(details|health|samples)\.jsonl|(summary|verified)\.json|events\.out\.tfevents\..*|report\.html|fit-profile.*"
 )
 #: who was launched with what, launch by launch
 _RECORDS = re.compile(

@@ -107,7 +107,8 @@ class Guards:
         bad_rank = 0 if self._bad_rank is None else int(self._bad_rank)
         if not bad_rank:
             return 0, []
-        parts = (*self._resting, self._buffers, *([self.repeated] if self.repeated else []))
+        parts: list[Checksums | RepeatedSteps] = [*self._resting, self._buffers]
+        parts += [] if self.repeated is None else [self.repeated]
         own = [(step, what) for step, what in (part.findings() for part in parts) if step]
         if not own:
             return 0, [f"rank {bad_rank - 1} has found a difference"]

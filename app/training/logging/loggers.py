@@ -22,11 +22,11 @@ from torch.utils.tensorboard.summary import text as text_summary
 
 from app.run.atomic import write_bytes
 from app.run.errors import StorageError
+from app.run.running_hashes import LINES, TABLE
 from app.run.storage import writing
 from app.training.logging.event_file import EventWriter
 from app.training.logging.layout import custom_scalars
 from app.training.logging.step_files import (
-    DetailLines,
     KeyedLines,
     MetricsTable,
     read_rows,
@@ -265,10 +265,7 @@ class RunFilesLogger(RunLogger):
         super().__init__(run_dir)
         self._columns = columns
         self._resume_step = resume_step
-        self._metrics: MetricsTable | None = None
-        self._details: DetailLines | None = None
-        self._health: KeyedLines | None = None
-        self._samples: KeyedLines | None = None
+        self._open: dict[str, MetricsTable | KeyedLines] = {}
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
@@ -288,9 +285,7 @@ class RunFilesLogger(RunLogger):
         numbers = {key: _number(value) for key, value in metrics.items() if key not in FRAMEWORK_KEYS}
         if not numbers:
             return
-        if self._metrics is None:
-            self._metrics = MetricsTable(self._run_dir / "metrics.csv", self._resume_step, self._columns)
-        self._metrics.add(step, numbers)
+        self._file(TABLE).add(step, numbers)
 
     @rank_zero_only
     def log_details(self, details: Mapping[str, Any], step: int) -> None:
@@ -300,9 +295,7 @@ class RunFilesLogger(RunLogger):
             details: key to nested lists of numbers.
             step: completed optimizer steps.
         """
-        if self._details is None:
-            self._details = DetailLines(self._run_dir / "details.jsonl", self._resume_step)
-        self._details.add(step, details)
+        self._file("details.jsonl").put(step, {key: {"values": values} for key, values in details.items()})
 
     @rank_zero_only
     def log_health(self, findings: Mapping[str, Mapping[str, Any]], step: int) -> None:
@@ -312,10 +305,9 @@ class RunFilesLogger(RunLogger):
             findings: key of a finding to its plain fields.
             step: completed optimizer steps.
         """
-        if self._health is None:
-            self._health = KeyedLines(self._run_dir / "health.jsonl", self._resume_step)
+        health = self._file("health.jsonl")
         if findings:
-            self._health.put(step, findings)
+            health.put(step, findings)
 
     @rank_zero_only
     def log_figure(self, tag: str, png: bytes, step: int) -> None:
@@ -340,16 +332,34 @@ class RunFilesLogger(RunLogger):
             text: any text.
             step: completed optimizer steps.
         """
-        if self._samples is None:
-            self._samples = KeyedLines(self._run_dir / "samples.jsonl", self._resume_step)
-        self._samples.put(step, {tag: {"text": text}})
+        self._file("samples.jsonl").put(step, {tag: {"text": text}})
 
     @rank_zero_only
     def flush(self) -> None:
         """Puts every row and line so far on the disk."""
-        for file in (self._metrics, self._details, self._health, self._samples):
-            if file is not None:
-                file.sync()
+        for file in self._open.values():
+            file.sync()
+
+    @rank_zero_only
+    def running_hashes(self) -> dict[str, dict[str, Any]]:
+        """By file, what a checkpoint carries of the rows and lines that were settled before it; none of empty ones."""
+        for name in (TABLE, *LINES):  # what an earlier launch has written counts too
+            if (self._run_dir / name).exists():
+                with contextlib.suppress(ValueError):  # no table of steps: who writes to it says so
+                    self._file(name)
+        files = ((name, file.running_hash) for name, file in self._open.items())
+        return {name: running.described() for name, running in sorted(files) if running.entries}
+
+    def _file(self, name: str) -> Any:
+        """One of the files, which is made where it is not there."""
+        if name not in self._open:
+            path = self._run_dir / name
+            self._open[name] = (
+                MetricsTable(path, self._resume_step, self._columns)
+                if name == TABLE
+                else KeyedLines(path, self._resume_step)
+            )
+        return self._open[name]
 
 
 def figure_name(tag: str) -> str:

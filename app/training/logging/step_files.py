@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from app.run.atomic import sync_directory, write_text
+from app.run.running_hashes import RunningHash, row_entry
 from app.run.storage import require_linked, write_at, writing
 from app.run.strict_json import to_json
 
@@ -29,6 +30,7 @@ class StepFile:
             self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
             sync_directory(path.parent)  # a line that was synced is lost with the name of its file
         self._settled = self._size = os.fstat(self._descriptor).st_size  # bytes of older steps, of all
+        self.running_hash = RunningHash()  # of what is settled
 
     def _read(self) -> list[str]:
         """Complete lines of the file; a last line without its end is left out."""
@@ -55,9 +57,14 @@ class StepFile:
                 self._descriptor = os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
         self._settled, self._size = len(older_bytes), len(content)
 
-    def _settle(self) -> None:
-        """Begins a new step: what is in the file now stays."""
+    def _settle(self, entries: Iterable[str]) -> None:
+        """Begins a new step: what is in the file now stays.
+
+        Args:
+            entries: of the step before it.
+        """
         self._settled = self._size
+        self.running_hash.add(entries)
 
     def _rewrite(self, newest: str) -> None:
         """Writes the lines of the newest step in place of its earlier ones."""
@@ -101,6 +108,8 @@ class MetricsTable(StepFile):
         parsed = [(_row_step(line, len(self._columns)), line) for line in lines]
         kept = [(step, line) for step, line in parsed if step is not None and _is_kept(step, resume_step)]
         self._step, newest = self._restore(_csv_line(self._columns), kept)
+        older = kept[: len(kept) - len(newest)]
+        self.running_hash.add(row_entry(step, _cells(line, self._columns)) for step, line in older)
         self._rows: dict[str, dict[str, str]] = {}  # the newest step's, by stage
         for line in newest:
             row = _cells(line, self._columns)
@@ -114,7 +123,7 @@ class MetricsTable(StepFile):
             numbers: key to the text of a number.
         """
         if step != self._step:
-            self._settle()
+            self._settle(row_entry(str(self._step), row) for row in self._rows.values())
             self._step, self._rows = step, {}
         self._rows.setdefault(_stage(numbers), {}).update(numbers)
         new_keys = [key for key in numbers if key not in self._columns]
@@ -150,6 +159,7 @@ class KeyedLines(StepFile):
             (address[0], line) for address, line in parsed if address and _is_kept(address[0], resume_step)
         ]
         self._step, newest = self._restore("", kept)
+        self.running_hash.add(line for _, line in kept[: len(kept) - len(newest)])
         self._lines = {json.loads(line)["key"]: line for line in newest}  # the newest step's
 
     def put(self, step: int, lines: Mapping[str, Mapping[str, Any]]) -> None:
@@ -160,24 +170,11 @@ class KeyedLines(StepFile):
             lines: key to the further fields of its line; numbers that are not finite become null.
         """
         if step != self._step:
-            self._settle()
+            self._settle(self._lines.values())
             self._step, self._lines = step, {}
         for key, fields in lines.items():
             self._lines[key] = to_json({"step": step, "key": key, **fields})
         self._rewrite("".join(line + "\n" for line in self._lines.values()))
-
-
-class DetailLines(KeyedLines):
-    """``details.jsonl``: one line ``{"step": …, "key": …, "values": …}`` per step and key."""
-
-    def add(self, step: int, details: Mapping[str, Any]) -> None:
-        """Adds the values of one step.
-
-        Args:
-            step: completed optimizer steps.
-            details: key to nested lists of numbers; what is not finite becomes null.
-        """
-        self.put(step, {key: {"values": values} for key, values in details.items()})
 
 
 def read_training_row(path: Path, step: int | None) -> tuple[list[str], dict[str, float]]:

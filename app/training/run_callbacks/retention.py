@@ -14,6 +14,7 @@ from app.run.signals import saving
 from app.run.storage import writing
 from app.training import lightning_seams
 from app.training.language_model import LanguageModelModule
+from app.training.logging.loggers import RunFilesLogger
 from app.training.run_callbacks.weight_averaging import held_weights
 
 
@@ -105,6 +106,7 @@ class RunState(Callback):
             "network": pl_module.network.description(),
             "optimizer": pl_module.optimizer_name,
             **held_weights(trainer),
+            "running_hashes": _running_hashes(trainer),
             **self.described,
         }
 
@@ -268,6 +270,13 @@ class BestCheckpoint(CheckpointRetention):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best_loss, self.best_step = state_dict["best_loss"], state_dict["best_step"]
+
+
+def _running_hashes(trainer: Trainer) -> dict[str, Any]:
+    """Those of the run's files; none where nothing is logged."""
+    files = [logger for logger in trainer.loggers if isinstance(logger, RunFilesLogger)]
+    # Rank zero alone writes these files, and the checkpoint.
+    return (files[0].running_hashes() or {}) if files else {}
 
 
 def validation_due(trainer: Trainer, step: int) -> bool:
