@@ -50,7 +50,8 @@ class Guards:
     def before_forward(self, module: Any, batch_idx: int) -> None:
         """Called before each micro-batch is made."""
         is_again = self.repeated is not None and self.repeated.is_under_way
-        if batch_idx % module.trainer.accumulate_grad_batches == 0 and not is_again:
+        is_checked = self.is_state_checked and not is_again
+        if is_checked and batch_idx % module.trainer.accumulate_grad_batches == 0:
             self._buffers.compare(_step(module))
         if self.repeated is not None:
             self.repeated.begin(module, batch_idx)

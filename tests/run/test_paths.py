@@ -83,6 +83,7 @@ COMMANDS = (
     ("trace", "~/gone", "--text=a"),
     ("gamma", "~/gone"),
     ("crystallize", "~/gone"),
+    ("verify", "~/gone"),
 )
 
 

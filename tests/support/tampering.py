@@ -13,7 +13,6 @@ import torch
 import yaml
 
 from app.run import checkpoint
-from app.run.directory import RunDirectory
 from app.run.running_hashes import RunningHash, entries_of
 from app.run.saved_state import STATE_KEY
 
@@ -246,7 +245,7 @@ TAMPERINGS = {
     "a configuration": Tampering(
         configuration,
         "config.yaml: model.init_args.weight_decay is 0.05, not 0.1",
-        "is not what its steps compute",
+        "metrics.csv, step 5: train/loss: ",
     ),
     "a seed": Tampering(seed, "config.yaml: seed is 8, not 7", "metrics.csv, step 1: train/loss: "),
     "a checkpoint": Tampering(
@@ -255,7 +254,3 @@ TAMPERINGS = {
     "steps": Tampering(more_steps, "is of step 40", "step 45 has a row, and the run has 40 steps"),
     "a text": Tampering(text, "data: sha256 is ", "metrics.csv, step 1: train/loss: "),
 }
-
-
-def directory(run: Path) -> RunDirectory:
-    return RunDirectory(run)

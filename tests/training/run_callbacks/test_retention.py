@@ -13,6 +13,7 @@ from app.run.directory import RunDirectory
 from app.run.errors import IntegrityError, StorageError
 from app.run.saved_state import STATE_KEY
 from app.training.language_model import LanguageModelModule
+from app.training.logging.loggers import RunFilesLogger
 from app.training.run_callbacks.retention import (
     BestCheckpoint,
     LatestCheckpoints,
@@ -150,9 +151,12 @@ def test_when_a_validation_is_due(step: int, enabled: bool, due: bool) -> None:
     assert validation_due(trainer, step) is due  # type: ignore[arg-type]
 
 
-def test_what_a_checkpoint_says_of_its_run(module: LanguageModelModule) -> None:
+def test_what_a_checkpoint_says_of_its_run(tmp_path: Path, module: LanguageModelModule) -> None:
     data = SimpleNamespace(windows_seen=lambda step: 100 + step)
-    trainer: Any = SimpleNamespace(global_step=7, datamodule=data, callbacks=[])
+    files = RunFilesLogger(tmp_path)
+    for step in (5, 6, 7):
+        files.log_metrics({"train/loss": 1.5}, step)
+    trainer: Any = SimpleNamespace(global_step=7, datamodule=data, callbacks=[], loggers=[files])
     content: dict[str, Any] = {"loops": {"fit_loop": {}}, "epoch": 3}
     RunState({"seed": 1, "data": {"sha256": "x"}}).on_save_checkpoint(trainer, module, content)
     assert "loops" not in content
@@ -165,6 +169,7 @@ def test_what_a_checkpoint_says_of_its_run(module: LanguageModelModule) -> None:
         1,
     )
     assert said["format"] == checkpoint.FORMAT
+    assert said["running_hashes"]["metrics.csv"]["entries"] == 2  # the newest step's may still change
     assert said["network"]["class_path"] == "app.models.gpt.network.GPT"
 
 
