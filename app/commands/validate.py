@@ -26,7 +26,7 @@ def run(name: str, words: list[str]) -> int:
         name: ``validate`` or ``test``.
         words: the rest of the command line, the run first.
     """
-    if not words or words[0] in ("-h", "--help"):
+    if not words or {"-h", "--help"} & {*words}:
         print(USAGE.format(name=name, split="validation" if name == "validate" else "test"))
         return int(ExitCode.DONE if words else ExitCode.CONFIGURATION)
     if words[0].startswith("-"):

@@ -24,3 +24,9 @@ from app.cli import main
 def test_a_mistake_is_one_line(words: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(words.split()) == 2
     assert capsys.readouterr().err == f"error: app {words.split()[0]}: {said}\n"
+
+
+@pytest.mark.parametrize("command", ["validate", "test", "generate", "prepare", "study", "fit"])
+def test_help_stands_wherever_it_is_asked_for(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([command, "anything", "--help"]) == 0
+    assert capsys.readouterr().out.startswith(("usage: app", "Usage: app", "Trains", "app "))
