@@ -145,6 +145,7 @@ def test_hostile_texts_are_shown_and_not_run() -> None:
         assert not any(name.startswith("on") for _, attributes in reader.elements for name in attributes)
 
 
+@pytest.mark.stress
 def test_size_is_bounded() -> None:
     materials = []
     for number in range(9):

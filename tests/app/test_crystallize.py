@@ -152,6 +152,7 @@ def test_a_run(application: Application, trained: Trained, tmp_path: Path) -> No
     assert ended.out.count("stage    ") == STAGES
 
 
+@pytest.mark.stress
 def test_a_killed_measurement_goes_on(application: Application, trained: Trained, tmp_path: Path) -> None:
     words = ("crystallize", trained.gpt, *SMALL, "--layers", 0, 1)
     killed = application.run(

@@ -284,6 +284,7 @@ def test_a_loss_that_is_not_finite_on_one_rank(application: Application, tmp_pat
     assert_gone(pids, 10)
 
 
+@pytest.mark.stress
 @side_by_side
 def test_a_bank_without_a_token_on_one_rank(application: Application, tmp_path: Path) -> None:
     text = tiny.write_text(tmp_path / "text.txt")

@@ -95,6 +95,7 @@ def test_a_run_remembers_what_was_trusted_and_where(application: Application, tm
         assert (ended := application.run(*words, cwd=elsewhere)).code == 0, ended
 
 
+@pytest.mark.stress
 @side_by_side
 def test_an_optimizer_and_a_schedule_of_ones_own_resume_to_the_same_bits(
     application: Application, tmp_path: Path

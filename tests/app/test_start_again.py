@@ -26,6 +26,7 @@ def names_of_files(run: Path) -> set[str]:
     return {name for name in runs.files(run) if not name.startswith(("events.", "source"))}
 
 
+@pytest.mark.stress
 @side_by_side
 def test_a_crash_at_the_first_step(application: Application, reference: Reference, tmp_path: Path) -> None:
     run = tmp_path / "run"

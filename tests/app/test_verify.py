@@ -19,6 +19,7 @@ def verdict(run: Path) -> dict:
     return json.loads((run / "verified.json").read_text())
 
 
+@pytest.mark.stress
 @pytest.mark.process
 def test_a_run_that_was_killed_is_accepted_whole(
     application: Application, reference: Reference, tmp_path: Path

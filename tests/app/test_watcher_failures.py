@@ -58,6 +58,7 @@ FAULTS = "".join(
 )
 
 
+@pytest.mark.stress
 @side_by_side
 def test_whatever_fails_around_a_training_it_is_finished(application: Application, tmp_path: Path) -> None:
     config, run = configured(tmp_path), tmp_path / "run"

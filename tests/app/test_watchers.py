@@ -119,7 +119,7 @@ def interrupted(
 
 
 #: whose watchers are among those of the reference run, which other tests interrupt
-SECOND = ("gpt", "tilelli")
+SECOND = ("gpt", "tilelli", "equilibrium")
 
 
 @pytest.mark.parametrize(

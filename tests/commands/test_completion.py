@@ -66,7 +66,7 @@ def completed(folder: Path, line: str, cuts_at_sign: bool = True) -> list[str]:
 @pytest.mark.parametrize(
     ("line", "offered"),
     [
-        ("app v", ["validate"]),
+        ("app v", ["validate", "verify"]),
         ("app fit gpt_", ["gpt_char", "gpt_deep36", "gpt_task", "gpt_mine.yaml"]),
         ("app fit --config hard", ["hardware/cpu", "hardware/ddp", "hardware/gpu"]),
         ("app fit gpt_char hardware/g", ["hardware/gpu"]),

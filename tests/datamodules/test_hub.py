@@ -119,6 +119,7 @@ def problem(row: dict[str, Any], kind: str = "DataError") -> str:
     return str(only)
 
 
+@pytest.mark.stress
 def test_a_transfer_that_breaks_off_goes_on_with_what_is_missing(told: dict[str, dict[str, Any]]) -> None:
     message = problem(told["broken off"])
     assert "cannot be loaded (" in message

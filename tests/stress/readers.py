@@ -226,7 +226,7 @@ def _exported(packed: bool) -> dict[str, bytes]:
             del sizes["block_size"]
             network = TilelliLM(**sizes, n_banks=1, d_head=4, kernel_size=2, wide_kernel_size=3, pathways=3)
             described = {"network": network.description(), "block_size": 4}
-            exports.write_packed(folder, network, tokenizer, described, "")
+            exports.write_packed(folder, exports.packed(network), tokenizer, described, "")
         else:
             model = GPT(**sizes, n_heads=1)
             described = {"network": model.description(), "block_size": 4}

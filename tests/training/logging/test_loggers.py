@@ -452,6 +452,7 @@ def test_both_in_a_real_trainer(tmp_path: Path) -> None:
     assert [np.float32(row["train/loss"]) for row in rows] == pytest.approx(logged)
 
 
+@pytest.mark.stress
 @pytest.mark.process
 def test_other_ranks_write_nothing(tmp_path: Path) -> None:
     program = (
