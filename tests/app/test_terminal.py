@@ -3,7 +3,6 @@
 import fcntl
 import os
 import pty
-import select
 import signal
 import struct
 import subprocess
@@ -16,6 +15,7 @@ import pytest
 
 from tests.support import tiny
 from tests.support.application import environment
+from tests.support.descriptors import has_something
 
 pytestmark = pytest.mark.process
 FIRST_WORDS_SECONDS = 1.0
@@ -32,7 +32,7 @@ def first_words(words: list[str], cwd: Path) -> tuple[str, float]:
     )  # fmt: skip
     os.close(theirs)
     try:
-        assert select.select([ours], [], [], 60)[0], "nothing within a minute"
+        assert has_something(ours, 60), "nothing within a minute"
         return os.read(ours, 4096).decode(), time.monotonic() - began
     finally:
         os.killpg(process.pid, signal.SIGKILL)

@@ -4,7 +4,6 @@ import contextlib
 import itertools
 import json
 import os
-import select
 import signal
 import socket
 import subprocess
@@ -14,6 +13,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
+
+from tests.support.descriptors import has_something
 
 Result = TypeVar("Result")
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -62,12 +63,7 @@ class Running:
     @property
     def has_ended(self) -> bool:
         """Whether :meth:`wait` would return at once."""
-        if self._code is not None:
-            return True
-        # Not `select.select`, which takes no descriptor beyond 1023.
-        poll = select.poll()
-        poll.register(self._connection, select.POLLIN)
-        return bool(poll.poll(0))
+        return self._code is not None or has_something(self._connection)
 
     def output(self) -> Ended:
         """What it has printed so far."""

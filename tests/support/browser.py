@@ -3,13 +3,14 @@
 import base64
 import json
 import os
-import select
 import shutil
 import subprocess
 import time
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+
+from tests.support.descriptors import has_something
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 SECONDS = 60.0
@@ -105,7 +106,7 @@ class Browser:
 
     def _next(self, deadline: float) -> dict[str, Any]:
         while b"\0" not in self._rest:
-            ready, _, _ = select.select([self._in], [], [], max(deadline - time.monotonic(), 0))
+            ready = has_something(self._in, max(deadline - time.monotonic(), 0))
             assert ready, "the browser does not answer"
             read = os.read(self._in, 1 << 20)
             assert read, "the browser has ended"
