@@ -1,12 +1,12 @@
 """Which form of an operator computes a call: decided here, by device, number format and shape.
 
 An operator is a package beside this file. Each of its forms is a module with functions of the same names, arguments
-and results: ``naive`` is the reference, ``vectorized`` what PyTorch computes fast, ``triton`` and ``compiled`` are for
-GPUs. Its ``__init__.py`` makes one function of them, which is called like any other::
+and results: ``naive`` is the reference, ``vectorized`` what PyTorch computes fast, ``triton`` is for GPUs. Its
+``__init__.py`` makes one function of them, which is called like any other::
 
     banked_ffn = operator(vectorized.banked_ffn)
 
-A compiled form is right or wrong by its compiler's version. It is used where ``passed.json`` says that all of its
+A kernel is right or wrong by its compiler's version. It is used where ``passed.json`` says that all of its
 checks held. ``app bench --check --record`` writes it on the device: by version of PyTorch, family of GPU and form the
 operators, ``{"2.11.0": {"sm_90": {"triton": ["app.ops.banked_ffn"]}}}``.
 The environment variable ``APP_OP_FORM`` names a form to be tried first, passed or not, for a whole process;
@@ -31,7 +31,7 @@ import torch
 P = ParamSpec("P")
 R = TypeVar("R")
 
-Form = Literal["triton", "compiled", "vectorized", "naive"]
+Form = Literal["triton", "vectorized", "naive"]
 FORMS: tuple[Form, ...] = get_args(Form)
 WITHOUT_KERNELS: tuple[Form, ...] = ("vectorized", "naive")
 PASSED = Path(__file__).with_name("passed.json")
@@ -66,7 +66,7 @@ def preferred(device: torch.device, dtype: torch.dtype, shape: torch.Size) -> tu
 
 @functools.cache
 def passed(device: torch.device) -> Mapping[str, Sequence[str]]:
-    """Compiled forms to the packages of operators that they are right for, on such a GPU with this version of PyTorch.
+    """By form the packages of operators that it is right for, on such a GPU with this version of PyTorch.
 
     Args:
         device: a GPU.

@@ -30,7 +30,7 @@ def argument(device: str, dtype: torch.dtype = torch.float32, shape: tuple[int, 
 
 @pytest.fixture(autouse=True)
 def every_form_has_passed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choice, "passed", lambda device: {"triton": ["widen"], "compiled": ["widen"]})
+    monkeypatch.setattr(choice, "passed", lambda device: {"triton": ["widen"]})
 
 
 def widen(folder: Path, monkeypatch: pytest.MonkeyPatch, *forms: str) -> Any:
@@ -59,7 +59,6 @@ def widen(folder: Path, monkeypatch: pytest.MonkeyPatch, *forms: str) -> Any:
         (("naive", "vectorized", "triton"), "cuda", torch.float64, (2, 3), "vectorized"),
         (("naive", "vectorized", "triton"), "cuda", torch.float32, (0, 3), "vectorized"),
         (("naive", "triton"), "cuda", torch.float64, (2, 3), "naive"),
-        (("naive", "vectorized", "compiled"), "cuda", torch.float32, (2, 3), "compiled"),
         (("naive", "vectorized", "triton"), "meta", torch.float32, (2, 3), "vectorized"),
     ],
     ids=str,
@@ -121,7 +120,7 @@ def test_a_form_is_forced_for_a_while(tmp_path: Path, monkeypatch: pytest.Monkey
             raise KeyError
         assert op(argument("cpu"))[0] == "naive"
     assert op(argument("cpu"))[0] == "vectorized"
-    with pytest.raises(ValueError, match="form = 'fast': must be one of triton, compiled, vectorized, naive"):
+    with pytest.raises(ValueError, match="form = 'fast': must be one of triton, vectorized, naive"):
         use_form("fast").__enter__()  # type: ignore[arg-type]
 
 
@@ -143,7 +142,7 @@ def test_the_environment_names_a_form_for_a_process(tmp_path: Path, monkeypatch:
         assert op(argument("cpu"))[0] == "vectorized"
     monkeypatch.setattr(choice, "_forced", "fast")
     with pytest.raises(
-        ValueError, match="APP_OP_FORM = 'fast': must be one of triton, compiled, vectorized, naive"
+        ValueError, match="APP_OP_FORM = 'fast': must be one of triton, vectorized, naive"
     ):
         op(argument("cpu"))
 
@@ -212,3 +211,12 @@ def test_all_forms_of_an_operator_are_called_alike(name: str) -> None:
                 pytest.importorskip("triton")
             own = getattr(importlib.import_module(f"app.ops.{name}.{form}"), function.__name__, None)
             assert own is None or inspect.signature(own) == signature, form
+
+
+def test_what_torch_compile_sees_are_pytorchs_operations(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    function = widen(tmp_path, monkeypatch, "naive", "vectorized", "triton")
+    assert function(argument("cuda"))[0] == "triton"
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert function(argument("cuda"))[0] == "vectorized"
