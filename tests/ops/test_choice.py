@@ -141,9 +141,7 @@ def test_the_environment_names_a_form_for_a_process(tmp_path: Path, monkeypatch:
     with use_form("vectorized"):
         assert op(argument("cpu"))[0] == "vectorized"
     monkeypatch.setattr(choice, "_forced", "fast")
-    with pytest.raises(
-        ValueError, match="APP_OP_FORM = 'fast': must be one of triton, vectorized, naive"
-    ):
+    with pytest.raises(ValueError, match="APP_OP_FORM = 'fast': must be one of triton, vectorized, naive"):
         op(argument("cpu"))
 
 
