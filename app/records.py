@@ -221,6 +221,17 @@ class LogsHealth(Protocol):
 
 
 @runtime_checkable
+class ReadsWeights(Protocol):
+    """A callback that reads parameters after steps of its own choice, beside those that are logged.
+
+    Where parameters are kept in shards they are put together for it.
+    """
+
+    def reads_weights(self, trainer: Any, step: int) -> bool:
+        """Whether it does after this step, counted from 1; the same on every rank."""
+
+
+@runtime_checkable
 class HoldsFindings(Protocol):
     """A callback that finds what is wrong with a run: by key, what holds now, each with its ``condition``."""
 

@@ -91,13 +91,16 @@ class GammaTrajectory(Watcher):
                 f"it has {', '.join(sorted(there)) or 'nothing to follow'}"
             )
 
+    def reads_weights(self, trainer: Trainer, step: int) -> bool:
+        """After the first step, the last one and every n-th."""
+        return step == 1 or step % self.every_n_steps == 0 or step == trainer.max_steps
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Reads the weights after a step that is due."""
         record = step_record(outputs)
-        is_due = record.step == 1 or record.step % self.every_n_steps == 0 or record.step == trainer.max_steps
-        if not (record.is_last_micro and is_due):
+        if not (record.is_last_micro and self.reads_weights(trainer, record.step)):
             return
         network: Any = pl_module.network
         keys, numbers = device_scales(network.named_parameters())

@@ -79,9 +79,10 @@ class GradientAlignment(Watcher):
 
     def exchanges(self, record: StepRecord) -> bool:
         """At the end of the steps that are measured."""
-        return record.is_last_micro and self._is_due(record.step)
+        return record.is_last_micro and self.reads_weights(None, record.step)
 
-    def _is_due(self, step: int) -> bool:
+    def reads_weights(self, trainer: Any, step: int) -> bool:
+        """After the first step and every n-th."""
         return step == 1 or step % self.every_n_steps == 0
 
     def on_train_batch_end(
@@ -89,7 +90,7 @@ class GradientAlignment(Watcher):
     ) -> None:
         """Measures at the end of every n-th optimizer step."""
         record = step_record(outputs)
-        if not self._is_due(record.step):
+        if not self.reads_weights(trainer, record.step):
             return
         if record.micro_step == 0:
             self._batches = []

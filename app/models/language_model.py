@@ -28,13 +28,18 @@ class LanguageModel(nn.Module):
         can_step: whether :meth:`prefill` and :meth:`step` are there, for generation at a constant cost per token.
         can_capture_after_step: whether :meth:`after_optimizer_step` does the same whatever the step's number is and
             reads nothing but tensors, so that a captured step may hold it; else it is called behind every replay.
+        needs_whole_weights: whether a step reads a block's weights outside of the forward and the backward pass of that
+            block, or :meth:`after_optimizer_step` reads weights. Weights that are kept in shards are then gathered for
+            the whole step.
     """
 
     max_context: int | None = None
     can_step: bool = False
     can_capture_after_step: bool = False
+    needs_whole_weights: bool = False
     former_names: ClassVar[Mapping[str, str]] = {}
     _init_args: dict[str, Any]
+    _class_path: str
 
     def __init_subclass__(cls, options_of: type | None = None, **kwargs: Any) -> None:
         """Makes a subclass check its arguments and remember them, defaults included.
@@ -119,10 +124,7 @@ class LanguageModel(nn.Module):
 
     def description(self) -> dict[str, Any]:
         """``{"class_path", "init_args"}``, plain values from which the same network is built again."""
-        return {
-            "class_path": f"{type(self).__module__}.{type(self).__qualname__}",
-            "init_args": dict(self._init_args),
-        }
+        return {"class_path": self._class_path, "init_args": dict(self._init_args)}
 
     @classmethod
     def with_defaults(cls, init_args: Mapping[str, Any]) -> dict[str, Any]:
@@ -335,3 +337,5 @@ def next_token_loss(logits: Tensor, targets: Tensor | None) -> Tensor | None:
 
 def _remember(network: LanguageModel, arguments: dict[str, Any]) -> None:
     network._init_args = arguments
+    # Now: whoever cuts a network into shards puts a class of its own in place of this one.
+    network._class_path = f"{type(network).__module__}.{type(network).__qualname__}"

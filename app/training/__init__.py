@@ -9,6 +9,7 @@ from app.training.modules import (
     LocalGPTModule,
     TilelliModule,
 )
+from app.training.sharded import SupervisedFSDPStrategy
 
 __all__ = [
     "CrystalGPTModule",
@@ -17,5 +18,6 @@ __all__ = [
     "LanguageModelModule",
     "LocalGPTModule",
     "SupervisedDDPStrategy",
+    "SupervisedFSDPStrategy",
     "TilelliModule",
 ]

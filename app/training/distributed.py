@@ -58,7 +58,35 @@ def sum_over_ranks(tensors: Sequence[Tensor]) -> None:
         tensor.copy_(total.reshape(tensor.shape))
 
 
-class SupervisedDDPStrategy(OpenDDPStrategy):
+class Supervised:
+    """What our strategies of several processes have in common: how the ranks meet, and who watches them."""
+
+    cluster_environment: Any
+    num_nodes: int
+    num_processes: int
+    local_rank: int
+    node_rank: int
+
+    def setup_distributed(self) -> None:
+        """Meets the other ranks; on several nodes that is said first, since it may take until somebody starts them."""
+        n_others = self.num_nodes * self.num_processes - 1
+        place = f"{self.cluster_environment.main_address}:{self.cluster_environment.main_port}"
+        others = f"for {n_others} other rank{'s' if n_others > 1 else ''} at {place}"
+        if self.num_nodes > 1 and self.local_rank == 0:
+            print(
+                f"waiting  {others} (MASTER_ADDR, MASTER_PORT); this is node {self.node_rank} of {self.num_nodes}, "
+                "start the others with their NODE_RANK, or all of them with torchrun",
+                flush=True,
+            )
+        with waiting(others):
+            super().setup_distributed()  # type: ignore[misc]
+
+    def make_launcher(self) -> "SupervisedLauncher":
+        """One that watches the ranks that it starts."""
+        return SupervisedLauncher(self.cluster_environment, self.num_processes, self.num_nodes)
+
+
+class SupervisedDDPStrategy(Supervised, OpenDDPStrategy):
     """Data parallelism in which no rank overwrites another's buffers and no lost rank goes unnoticed.
 
     Running statistics belong to the global batch and are reduced by their owners; the framework's default
@@ -71,26 +99,6 @@ class SupervisedDDPStrategy(OpenDDPStrategy):
     def __init__(self, process_group_backend: str | None = None) -> None:
         options: dict[str, Any] = {_NO_BUFFER_SYNC: False, "gradient_as_bucket_view": True}
         super().__init__(process_group_backend=process_group_backend, **options)
-
-    def setup_distributed(self) -> None:
-        """Meets the other ranks; on several nodes that is said first, since it may take until somebody starts them."""
-        assert self.cluster_environment is not None
-        n_others = self.num_nodes * self.num_processes - 1
-        place = f"{self.cluster_environment.main_address}:{self.cluster_environment.main_port}"
-        others = f"for {n_others} other rank{'s' if n_others > 1 else ''} at {place}"
-        if self.num_nodes > 1 and self.local_rank == 0:
-            print(
-                f"waiting  {others} (MASTER_ADDR, MASTER_PORT); this is node {self.node_rank} of {self.num_nodes}, "
-                "start the others with their NODE_RANK, or all of them with torchrun",
-                flush=True,
-            )
-        with waiting(others):
-            super().setup_distributed()
-
-    def make_launcher(self) -> "SupervisedLauncher":
-        """One that watches the ranks that it starts."""
-        assert self.cluster_environment is not None
-        return SupervisedLauncher(self.cluster_environment, self.num_processes, self.num_nodes)
 
 
 OnLost = Callable[[int, int], None]

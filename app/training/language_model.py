@@ -20,7 +20,7 @@ from app.options import (
     UnitInterval,
     Within,
 )
-from app.records import StepRecord, detached
+from app.records import ReadsWeights, StepRecord, detached
 from app.run.errors import ConfigurationError
 from app.training.distributed import mean_over_ranks, sum_over_ranks
 from app.training.evaluation_steps import EvaluationSteps
@@ -38,6 +38,7 @@ from app.training.optim.optimizers import (
 from app.training.optim.schedules import SCHEDULES, OwnSchedule, Schedule, StepSchedule, rate_factor
 from app.training.optim.step_numbers import StepNumbers
 from app.training.run_callbacks.nonfinite import FiniteGate, nonfinite_mask
+from app.training.sharded import SupervisedFSDPStrategy, whole
 from app.training.text_generation import TextGeneration
 
 
@@ -341,7 +342,7 @@ class LanguageModelModule(EvaluationSteps, TextGeneration):
         """``()`` norm of all gradients of an optimizer's parameters."""
         parameters = (p for group in optimizer.param_groups for p in group["params"])
         gradients = [p.grad for p in parameters if p.grad is not None]
-        return torch.nn.utils.get_total_norm(gradients, foreach=True).detach()
+        return whole(torch.nn.utils.get_total_norm(gradients, foreach=True).detach())
 
     def optimizer_step(
         self,
@@ -358,6 +359,37 @@ class LanguageModelModule(EvaluationSteps, TextGeneration):
             super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         if not self.is_captured or self.network.can_capture_after_step:
             self.after_optimizer_step(step)
+        self.gather_weights(step)
+
+    def configure_model(self) -> None:
+        """Cuts the network into shards where the strategy keeps it so."""
+        if is_attached(self) and isinstance(self.trainer.strategy, SupervisedFSDPStrategy):
+            self.trainer.strategy.shard(self.network)
+
+    def on_validation_epoch_end(self) -> None:
+        """Also lets whoever looks at the weights after a validation see all of them."""
+        super().on_validation_epoch_end()
+        self.gather_weights()
+
+    def gather_weights(self, step: int | None = None) -> None:
+        """Gives every rank whole parameters until the next batch, for what looks at them between two steps.
+
+        Args:
+            step: the one just made, counted from 1: only where somebody reads weights after it, or what a logged step
+                starts from.
+        """
+        strategy = self.trainer.strategy
+        if not isinstance(strategy, SupervisedFSDPStrategy):
+            return
+        callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
+        readers = [callback for callback in callbacks if isinstance(callback, ReadsWeights)]
+        if (
+            step is None
+            or self.is_logged(step)
+            or self.is_logged(step + 1)
+            or any(reader.reads_weights(self.trainer, step) for reader in readers)
+        ):
+            strategy.gather()
 
     def take_step_numbers(self, optimizer: Any, step: int) -> None:
         """Notes the numbers of the step about to be made, for its kernels; before any of them is launched.
@@ -379,6 +411,8 @@ class LanguageModelModule(EvaluationSteps, TextGeneration):
         sums = self.network.step_sums()
         if sums and self.trainer.world_size > 1:
             sum_over_ranks(sums)
+        if self.network.needs_whole_weights:
+            self.gather_weights()
         self.network.after_optimizer_step(step)
         for total in sums:
             total.zero_()

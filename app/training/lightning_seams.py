@@ -18,8 +18,9 @@ from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.loops.fit_loop import _FitLoop
 from lightning.pytorch.loops.optimization.automatic import _AutomaticOptimization
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
-from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
+from lightning.pytorch.strategies.parallel import ParallelStrategy
 from lightning.pytorch.trainer.connectors.logger_connector.logger_connector import _LoggerConnector
 from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector
 from torch import nn
@@ -208,6 +209,64 @@ class OpenDDPStrategy(DDPStrategy):
         if not self.cluster_environment.creates_processes_externally:
             self._launcher = self.make_launcher()
             self._rdzv_store = None
+
+
+class OpenShardedStrategy(ModelParallelStrategy):
+    """Data parallelism over all ranks whose weights a module can cut into shards, and whose files are the trainer's.
+
+    The framework's own would take the processes of a machine for parts of one model, and reads and writes checkpoints
+    past the ``CheckpointIO``.
+    """
+
+    restore_checkpoint_after_setup = True
+    lightning_restore_optimizer = True
+
+    def __init__(self, process_group_backend: str | None) -> None:
+        super().__init__(
+            tensor_parallel_size=1,
+            save_distributed_checkpoint=False,
+            process_group_backend=process_group_backend,
+        )
+
+    def make_launcher(self) -> Any:
+        """The launcher of the ranks that nobody else starts."""
+        raise NotImplementedError
+
+    def setup_distributed(self) -> None:
+        """Meets the other ranks."""
+        super()._setup_distributed()
+
+    def setup_environment(self) -> None:
+        self._data_parallel_size = self.num_nodes * self.num_processes
+        super().setup_environment()
+
+    def _setup_distributed(self) -> None:
+        self.setup_distributed()
+
+    def _configure_launcher(self) -> None:
+        assert self.cluster_environment is not None
+        if not self.cluster_environment.creates_processes_externally:
+            self._launcher = self.make_launcher()
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        return ParallelStrategy.load_checkpoint(self, checkpoint_path, weights_only)
+
+
+def forget_forwards(part: Any) -> None:
+    """Lets a part that PyTorch has cut into shards forget in which order its parts have run forward.
+
+    The backward pass gathers weights ahead in that order. Forwards of one rank alone would make it another there, and
+    the ranks would wait for each other in different collectives. PyTorch's own ``reset_iter_state`` comes with 2.13.
+
+    Args:
+        part: an ``FSDPModule``.
+    """
+    state = part._get_fsdp_state()
+    groups = getattr(state, "_fsdp_param_groups", None) or [state._fsdp_param_group]
+    for group in groups:
+        if group is not None:
+            group._post_forward_indices.clear()
+            getattr(group.comm_ctx, "post_forward_order", []).clear()  # there from the first forward on
 
 
 class OpenLauncher(_SubprocessScriptLauncher):

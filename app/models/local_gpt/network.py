@@ -110,6 +110,8 @@ class LocalGPT(LanguageModel, options_of=LocalGPTConfig):
             raise TypeError("config and fields of one: give a config or its fields, not both")
         self.config = config = config or of_fields
         self.max_context = config.block_size
+        # A block's error comes from the head, and feedback is turned towards the weights between two steps.
+        self.needs_whole_weights = config.method == "dfa" or (config.method == "fa" and config.fa_grape)
         self.dropout = config.dropout
         D, L = config.d_model, config.n_layers
         self.tok_emb = Embedding(config.vocab_size, D)

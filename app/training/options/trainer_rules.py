@@ -12,6 +12,7 @@ from app.options import PositiveInt, Said, defaults, options_of, shown
 from app.run import ranks
 from app.training.distributed import SupervisedDDPStrategy
 from app.training.options.help import meanings
+from app.training.sharded import SupervisedFSDPStrategy
 
 TRAINER_DEFAULTS: dict[str, Any] = {
     "accelerator": "auto",
@@ -51,6 +52,9 @@ REFUSED = {
     "barebones": "it switches off what a run keeps",
 }
 
+
+#: how several processes train together, by the names that the framework has for it
+STRATEGIES = {"ddp": SupervisedDDPStrategy, "fsdp": SupervisedFSDPStrategy}
 
 #: what the options mean that most runs set, in this application
 ABOUT = {
@@ -139,18 +143,16 @@ def problems(given: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if trainer["benchmark"]:
         yield "benchmark", "kernels chosen by timing make runs differ; leave it out"
     named = str(trainer["strategy"])
-    if named not in ("auto", "ddp") and not named.endswith(".SupervisedDDPStrategy"):
-        yield "strategy", f"{named!r} is not supported; use auto, ddp or app.training.SupervisedDDPStrategy"
+    if named not in ("auto", *STRATEGIES) and not named.endswith(tuple(f".{x.__name__}" for x in STRATEGIES.values())):
+        yield "strategy", f"{named!r} is not supported; use auto, ddp or fsdp"
 
 
 def strategy(arguments: Mapping[str, Any]) -> Any:
-    """The strategy to train with: ours wherever there is more than one process."""
+    """The strategy to train with: ours wherever there is more than one process, and none where there is one."""
     chosen = arguments["strategy"]
-    return (
-        SupervisedDDPStrategy()
-        if chosen == "ddp" or (chosen == "auto" and is_distributed(arguments))
-        else chosen
-    )
+    if not is_distributed(arguments):
+        return "auto"
+    return STRATEGIES["ddp" if chosen == "auto" else chosen]() if isinstance(chosen, str) else chosen
 
 
 def environment() -> list[Any]:
