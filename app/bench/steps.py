@@ -199,7 +199,7 @@ class BareStep:
             torch.cuda.synchronize(self.subject.device)
             batch = (self._inputs[0], self._inputs[1])
             self._begin()
-            self._graph = CudaGraph(lambda: self._compute(batch, is_captured=True), self._parameters)
+            self._graph = CudaGraph(lambda outside: self._compute(batch, is_captured=True), self._parameters)
         else:
             self._begin()
         for memory, tensor in zip(self._inputs, self.batches[number % len(self.batches)], strict=True):

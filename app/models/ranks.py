@@ -3,7 +3,9 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 import torch.distributed as dist
+from torch import Tensor
 
 # Not a context variable: with activation checkpointing a forward runs again in a thread of the backward pass.
 _is_alone = False
@@ -14,6 +16,17 @@ def world_size() -> int:
     if _is_alone or not (dist.is_available() and dist.is_initialized()):
         return 1
     return dist.get_world_size()
+
+
+def add_over_ranks(tensor: Tensor) -> None:
+    """Replaces a tensor, in place, by its sum over the ranks.
+
+    Raises:
+        RuntimeError: within a capture; a graph that waits for a lost rank would be stuck where nobody looks.
+    """
+    if tensor.is_cuda and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError("the ranks exchange numbers inside of the forward or the backward pass")
+    dist.all_reduce(tensor)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from app.models.ranks import add_over_ranks
 from app.run.errors import AppError, ExitCode, RankLostError
 from app.run.ranks import LAUNCHER
 from app.run.signals import exit_code_of, requested, starting_processes, waiting
@@ -39,23 +40,14 @@ class _MeanOverRanks(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor) -> Tensor:
         values = values.detach().clone()
-        torch.distributed.all_reduce(values)
+        add_over_ranks(values)
         return values / torch.distributed.get_world_size()
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         gradient = gradients[0].clone()
-        torch.distributed.all_reduce(gradient)
+        add_over_ranks(gradient)
         return gradient / torch.distributed.get_world_size()
-
-
-def sum_over_ranks(tensors: Sequence[Tensor]) -> None:
-    """Adds tensors of any shapes up over all ranks, in place, by one all-reduce in double precision."""
-    wide = torch.float32 if tensors[0].device.type == "mps" else torch.float64
-    flat = torch.cat([tensor.reshape(-1).to(wide) for tensor in tensors])
-    torch.distributed.all_reduce(flat)
-    for tensor, total in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
-        tensor.copy_(total.reshape(tensor.shape))
 
 
 class Supervised:
@@ -99,6 +91,11 @@ class SupervisedDDPStrategy(Supervised, OpenDDPStrategy):
     def __init__(self, process_group_backend: str | None = None) -> None:
         options: dict[str, Any] = {_NO_BUFFER_SYNC: False, "gradient_as_bucket_view": True}
         super().__init__(process_group_backend=process_group_backend, **options)
+
+    def leave_gradients(self) -> None:
+        """From now on a backward pass leaves each rank its own gradients, for somebody else to reduce."""
+        assert isinstance(self.model, DistributedDataParallel)
+        self.model.require_backward_grad_sync = False
 
 
 OnLost = Callable[[int, int], None]

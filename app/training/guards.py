@@ -31,6 +31,11 @@ class Guards:
         self._n_states = 0
         self._bad_rank: Tensor | None = None
 
+    @property
+    def is_on(self) -> bool:
+        """Whether anything is guarded."""
+        return self.is_state_checked or self.repeated is not None
+
     def makes_twice(self, step: int) -> bool:
         """Whether a step, counted from 1, has to run eagerly because it is made twice."""
         return self.repeated is not None and self.repeated.is_due(step)

@@ -22,7 +22,7 @@ from app.options import (
 )
 from app.records import ReadsWeights, StepRecord, detached
 from app.run.errors import ConfigurationError
-from app.training.distributed import mean_over_ranks, sum_over_ranks
+from app.training.distributed import mean_over_ranks
 from app.training.evaluation_steps import EvaluationSteps
 from app.training.guards import Guards
 from app.training.lightning_seams import is_attached
@@ -37,6 +37,7 @@ from app.training.optim.optimizers import (
 )
 from app.training.optim.schedules import SCHEDULES, OwnSchedule, Schedule, StepSchedule, rate_factor
 from app.training.optim.step_numbers import StepNumbers
+from app.training.rank_reduction import Outside, RankReduction, at_once, sum_over_ranks
 from app.training.run_callbacks.nonfinite import FiniteGate, nonfinite_mask
 from app.training.sharded import SupervisedFSDPStrategy, whole
 from app.training.text_generation import TextGeneration
@@ -141,6 +142,8 @@ class LanguageModelModule(EvaluationSteps, TextGeneration):
         self.guards = Guards()
         self.numbers = StepNumbers()
         self.is_captured = False
+        self.outside: Outside = at_once
+        self.reduction: RankReduction | None = None
         self.logged_steps: Collection[int] | None = None
         self.gradient_norm: Tensor | None = None
         self._last_rate = learning_rate
@@ -318,12 +321,23 @@ class LanguageModelModule(EvaluationSteps, TextGeneration):
         )
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Keeps the gradient's norm on the device, and shuts the gate before a step that is not finite."""
+        """Adds up over the ranks, keeps the gradient's norm on the device, and shuts the gate before a bad step."""
+        self._reduce()
         norm = self.global_norm(optimizer)
         if self.gradient_norm is None:
             self.gradient_norm = torch.empty_like(norm)
         self.gradient_norm.copy_(norm)
         self.gate.update(optimizer, self.gradient_norm, self.numbers.step, self.guards.before_update(self))
+
+    def _reduce(self) -> None:
+        """What the ranks add up in a step: the network's sums, and gradients where the strategy leaves them to us."""
+        if self.trainer.world_size == 1:
+            return
+        sums = self.network.step_sums()
+        if self.reduction is not None:
+            self.reduction.reduce(sums, self.outside)
+        elif sums:
+            sum_over_ranks(sums)
 
     def configure_gradient_clipping(
         self,
@@ -408,13 +422,10 @@ class LanguageModelModule(EvaluationSteps, TextGeneration):
         Args:
             step: number of the step just made, counted from 1.
         """
-        sums = self.network.step_sums()
-        if sums and self.trainer.world_size > 1:
-            sum_over_ranks(sums)
         if self.network.needs_whole_weights:
             self.gather_weights()
         self.network.after_optimizer_step(step)
-        for total in sums:
+        for total in self.network.step_sums():
             total.zero_()
         for state, before in zip(self.network.running_state(), self._state_before, strict=True):
             self.gate.keep(state, before)

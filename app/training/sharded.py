@@ -1,4 +1,4 @@
-"""Weights, gradients and moments in shards, one on each rank, put together block by block where they are needed (FSDP2).
+"""Weights, gradients and moments in shards, one on each rank, put together block by block where needed (FSDP2).
 
 Each rank keeps its rows of every parameter. A block's parameters are gathered when its forward or its backward pass
 begins and given back when it ends; its gradient arrives reduced and cut. Source: PyTorch's ``fully_shard``, after

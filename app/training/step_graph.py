@@ -14,8 +14,11 @@ What a replay does not repeat is Python: hooks inside the step, and numbers that
 - before a captured step counts, it is made beside the eager one from the same state, twice, and every tensor compared.
 
 With accumulation a step is up to three graphs: its first micro-batch, those in between, and the last with the update.
+With several ranks the last one is two, and between them the ranks add up, see :mod:`app.training.rank_reduction`. What
+one of them cannot capture none does.
 """
 
+import gc
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -26,8 +29,10 @@ from lightning.pytorch import Callback, Trainer
 from torch import Tensor, nn
 
 from app.run.errors import words_of
+from app.training.distributed import SupervisedDDPStrategy
 from app.training.language_model import LanguageModelModule
 from app.training.optim.optimizers import OPTIMIZERS
+from app.training.rank_reduction import Outside, RankReduction, at_once
 
 #: eager steps before the first capture: they make the optimizer's state and open the libraries
 WARM_UP_STEPS = 2
@@ -76,8 +81,10 @@ class Loop(Protocol):
 
 def objection(trainer: Trainer, module: LanguageModelModule) -> str:
     """Why the steps of this run cannot be captured, in words; empty where nothing speaks against it."""
-    if trainer.world_size > 1:
-        return "with several processes every step runs eagerly, so that a lost one is noticed"
+    if trainer.world_size > 1 and not isinstance(trainer.strategy, SupervisedDDPStrategy):
+        return "weights in shards are gathered and given back inside of the step"
+    if trainer.world_size > 1 and module.guards.is_on:
+        return "guards ask the other ranks inside of the step"
     if module.optimizer_name not in OPTIMIZERS:
         return f"{module.optimizer_name} is asked on the host before each step"
     if torch.is_anomaly_enabled():
@@ -95,23 +102,46 @@ def objection(trainer: Trainer, module: LanguageModelModule) -> str:
 
 
 class CudaGraph:
-    """The kernels of a function, in a CUDA graph.
+    """The kernels of a function, in CUDA graphs: one, and one more for each time that it leaves the capture.
 
     Args:
-        compute: what to record; no kernel of it runs.
+        compute: what to record; no kernel of it runs. What it gives to the function that it is given does not belong
+            to a graph, and is called in its place between two of them.
         parameters: whose gradients it makes or adds to.
     """
 
-    def __init__(self, compute: Callable[[], Outputs], parameters: Sequence[nn.Parameter]):
+    def __init__(self, compute: Callable[[Outside], Outputs], parameters: Sequence[nn.Parameter]):
+        self._parts: list[Callable[[], None]] = []
+        self._pool = torch.cuda.graph_pool_handle()
+        torch.cuda.synchronize()
+        gc.collect()
+        torch.cuda.empty_cache()
+        with torch.cuda.stream(torch.cuda.Stream()):
+            self._begin()
+            try:
+                self.outputs = compute(self._outside)
+            finally:
+                self._end()
+        self._gradients = [(parameter, parameter.grad) for parameter in parameters]
+
+    def _begin(self) -> None:
         self._graph = torch.cuda.CUDAGraph()
         # Other threads may allocate page-locked memory meanwhile.
-        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
-            self.outputs = compute()
-        self._gradients = [(parameter, parameter.grad) for parameter in parameters]
+        self._graph.capture_begin(self._pool, capture_error_mode="thread_local")
+
+    def _end(self) -> None:
+        self._graph.capture_end()
+        self._parts.append(self._graph.replay)
+
+    def _outside(self, function: Callable[[], None]) -> None:
+        self._end()
+        self._parts.append(function)
+        self._begin()
 
     def replay(self) -> None:
         """Launches them."""
-        self._graph.replay()
+        for part in self._parts:
+            part()
         for parameter, gradient in self._gradients:
             parameter.grad = gradient
 
@@ -162,7 +192,7 @@ class StepGraphs:
         module: LanguageModelModule,
         loop: Loop,
         is_exact: bool = True,
-        capture: Callable[[Callable[[], Outputs], Sequence[nn.Parameter]], Captured] = CudaGraph,
+        capture: Callable[[Callable[[Outside], Outputs], Sequence[nn.Parameter]], Captured] = CudaGraph,
     ):
         self.trainer = trainer
         self.module = module
@@ -177,6 +207,10 @@ class StepGraphs:
         self._told: set[str] = set()
         if reason := objection(trainer, module):
             self._give_up(reason)
+        elif isinstance(trainer.strategy, SupervisedDDPStrategy) and trainer.world_size > 1:
+            # From the first step on, and in eager ones too: all of a run's steps then have the same bits.
+            trainer.strategy.leave_gradients()
+            module.reduction = RankReduction(self._parameters, trainer.world_size)
 
     def run(self, batch: Any, batch_idx: int, compute: Compute) -> Outputs:
         """Makes a micro-batch.
@@ -259,15 +293,18 @@ class StepGraphs:
         eager = self._state() | _losses(outputs)
         self._put_back(before)
         draws.put_back()
-        try:
-            if known.captured is None:
-                known.captured = self._capture(known, compute)
-                draws.put_back()
-            again = _losses(self._replayed(known, batch, step))
-            wrong = self._difference(eager, self._state() | again)
-        except (RuntimeError, NotImplementedError, TypeError) as error:
-            draws.renew()
-            wrong = f"the step cannot be captured: {words_of(_first_cause(error))}"
+
+        def capture() -> str:
+            known.captured = known.captured or self._capture(known, compute)
+            draws.put_back()
+            return ""
+
+        def again() -> str:
+            losses = _losses(self._replayed(known, batch, step))
+            return self._difference(eager, self._state() | losses)
+
+        # A rank that cannot capture must not leave the others waiting for what it would exchange in a replay.
+        wrong = self._agreed(_attempt(capture, draws)) or self._agreed(_attempt(again, draws))
         if wrong:
             self._put_back(eager)
             self._give_up(wrong)
@@ -278,14 +315,22 @@ class StepGraphs:
             self._tell(f"steps are replayed from here on, {how} ({time.perf_counter() - began:.1f} s)")
         return outputs
 
+    def _agreed(self, wrong: str) -> str:
+        """What is wrong on this rank, or on another one; empty where all is well on all of them."""
+        if self.trainer.world_size == 1:
+            return wrong
+        is_wrong = torch.tensor(int(bool(wrong)), device=self.module.device)
+        torch.distributed.all_reduce(is_wrong, op=torch.distributed.ReduceOp.MAX)
+        return wrong or ("it could not be captured on another rank" if is_wrong.item() else "")
+
     def _capture(self, known: _MicroBatch, compute: Compute) -> Captured:
-        def captured() -> Outputs:
-            self.module.is_captured = True
+        def captured(outside: Outside) -> Outputs:
+            self.module.is_captured, self.module.outside = True, outside
             try:
                 with self.loop.uncounted():
                     return compute(type(known.inputs)(known.inputs))
             finally:
-                self.module.is_captured = False
+                self.module.is_captured, self.module.outside = False, at_once
 
         self.n_captures += 1
         return self.capture(captured, [p for p in self._parameters if p.requires_grad])
@@ -338,6 +383,15 @@ class StepGraphs:
             if name not in captured or not torch.equal(_bytes(tensor), _bytes(captured[name])):
                 return f"{name} differs after a captured step from what it is after an eager one"
         return ""
+
+
+def _attempt(function: Callable[[], str], draws: "_Draws") -> str:
+    """What a function finds wrong, or why it cannot be done."""
+    try:
+        return function()
+    except (RuntimeError, NotImplementedError, TypeError) as error:
+        draws.renew()
+        return f"the step cannot be captured: {words_of(_first_cause(error))}"
 
 
 LOSSES = ("loss", "auxiliary loss")

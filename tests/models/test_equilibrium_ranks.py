@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from app.models.equilibrium import EquilibriumLM, PlasticAdapter
-from app.training.distributed import sum_over_ranks
+from app.training.rank_reduction import sum_over_ranks
 from tests.support.two_ranks import two_ranks
 
 V, T = 7, 12

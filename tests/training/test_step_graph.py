@@ -16,6 +16,7 @@ from torch import nn
 from app.models.local_gpt import LocalGPT
 from app.training import EquilibriumModule, GPTModule, LanguageModelModule, LocalGPTModule, TilelliModule
 from app.training.lightning_seams import optimization
+from app.training.rank_reduction import Outside, at_once
 from app.training.step_graph import N_CHECKS, WARM_UP_STEPS, Compute, Outputs, StepGraphs
 from tests.support.in_process import fit
 
@@ -26,12 +27,12 @@ SMALL: dict[str, Any] = {"d_model": 8, "n_layers": 2, "schedule": "cosine", "war
 class Repeated:
     """Makes a micro-batch again, by the code that a graph would have recorded."""
 
-    def __init__(self, compute: Callable[[], Outputs], parameters: Sequence[nn.Parameter]):
+    def __init__(self, compute: Callable[[Outside], Outputs], parameters: Sequence[nn.Parameter]):
         self._compute = compute
         self.outputs: Outputs = {}
 
     def replay(self) -> None:
-        self.outputs = self._compute()
+        self.outputs = self._compute(at_once)
 
 
 class Graphs(Callback):
@@ -178,8 +179,8 @@ def test_what_cannot_be_captured_runs_eagerly_and_is_told_once(
 def test_a_capture_that_breaks_off_costs_nothing_but_its_time(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def refuse(compute: Callable[[], Outputs], parameters: Any) -> Any:
-        compute()
+    def refuse(compute: Callable[[Outside], Outputs], parameters: Any) -> Any:
+        compute(at_once)
         try:
             raise RuntimeError("operation not permitted when stream is capturing")
         finally:

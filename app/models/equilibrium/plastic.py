@@ -3,11 +3,10 @@
 from typing import Any
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from app.models.ranks import world_size
+from app.models.ranks import add_over_ranks, world_size
 
 
 class PlasticAdapter(nn.Module):
@@ -89,7 +88,7 @@ class PlasticAdapter(nn.Module):
             gradients = torch.autograd.grad(objective, parameters)
             flat = torch.cat([gradient.flatten() for gradient in gradients])
             if world_size() > 1:
-                dist.all_reduce(flat)
+                add_over_ranks(flat)
                 flat = flat / world_size()
             with torch.no_grad():
                 sizes = [p.numel() for p in parameters]

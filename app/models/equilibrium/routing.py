@@ -8,12 +8,11 @@ from itertools import accumulate
 from typing import Literal, NamedTuple
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from app.models.equilibrium.signal import Statistics
 from app.models.equilibrium.statistics import global_quantiles, is_recomputing
-from app.models.ranks import world_size
+from app.models.ranks import add_over_ranks, world_size
 from app.ops.histogram import histogram, histogram_quantiles
 
 ROUTES = ("forward", "branch", "backward", "plastic")
@@ -119,7 +118,7 @@ class RoutingDecision(nn.Module):
             return global_quantiles(deviation, self.target_cdf, across_ranks)
         counts = histogram(deviation.flatten()[None], *self.value_range)
         if across_ranks and world_size() > 1:
-            dist.all_reduce(counts)
+            add_over_ranks(counts)
         return histogram_quantiles(self.target_cdf, counts, *self.value_range)[0]
 
     @torch.no_grad()

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from app.models.ranks import world_size
+from app.models.ranks import add_over_ranks, world_size
 from app.ops.histogram import N_BINS, histogram, histogram_quantiles
 
 
@@ -37,7 +37,7 @@ def global_moments(values: Tensor, around: Tensor) -> tuple[Tensor, Tensor]:
         return mean, variance
     shifted = values.double() - around
     sums = torch.stack([shifted.sum(0), shifted.square().sum(0)])
-    dist.all_reduce(sums)
+    add_over_ranks(sums)
     mean, variance = moments(sums[0], sums[1], sums.new_full((), values.shape[0] * n_ranks))
     return (around + mean).to(values.dtype), variance.to(values.dtype)
 

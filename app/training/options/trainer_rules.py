@@ -143,7 +143,9 @@ def problems(given: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if trainer["benchmark"]:
         yield "benchmark", "kernels chosen by timing make runs differ; leave it out"
     named = str(trainer["strategy"])
-    if named not in ("auto", *STRATEGIES) and not named.endswith(tuple(f".{x.__name__}" for x in STRATEGIES.values())):
+    if named not in ("auto", *STRATEGIES) and not named.endswith(
+        tuple(f".{x.__name__}" for x in STRATEGIES.values())
+    ):
         yield "strategy", f"{named!r} is not supported; use auto, ddp or fsdp"
 
 
