@@ -24,9 +24,25 @@ def add_over_ranks(tensor: Tensor) -> None:
     Raises:
         RuntimeError: within a capture; a graph that waits for a lost rank would be stuck where nobody looks.
     """
-    if tensor.is_cuda and torch.cuda.is_current_stream_capturing():
-        raise RuntimeError("the ranks exchange numbers inside of the forward or the backward pass")
+    _refuse_in_capture(tensor)
     dist.all_reduce(tensor)
+
+
+def of_all_ranks(tensor: Tensor) -> list[Tensor]:
+    """A tensor of every rank, all of one shape.
+
+    Raises:
+        RuntimeError: as :func:`add_over_ranks` does.
+    """
+    _refuse_in_capture(tensor)
+    every = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
+    dist.all_gather(every, tensor.contiguous())
+    return every
+
+
+def _refuse_in_capture(tensor: Tensor) -> None:
+    if tensor.is_cuda and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError("the ranks exchange numbers inside of the forward pass")
 
 
 @contextmanager

@@ -11,10 +11,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from app.models.ranks import add_over_ranks
 from app.run.errors import AppError, ExitCode, RankLostError
 from app.run.ranks import LAUNCHER
 from app.run.signals import exit_code_of, requested, starting_processes, waiting
@@ -26,28 +24,6 @@ _NO_BUFFER_SYNC = (
     if "forward_sync_buffers" in inspect.signature(DistributedDataParallel.__init__).parameters
     else "broadcast_buffers"
 )
-
-
-def mean_over_ranks(values: Tensor) -> Tensor:
-    """The mean of a tensor over all ranks, through which gradients flow to every rank's own values."""
-    mean: Tensor = _MeanOverRanks.apply(values)
-    return mean
-
-
-class _MeanOverRanks(torch.autograd.Function):
-    """Mean forward; backward the mean of what the ranks send down, since each holds the same function of it."""
-
-    @staticmethod
-    def forward(ctx: Any, values: Tensor) -> Tensor:
-        values = values.detach().clone()
-        add_over_ranks(values)
-        return values / torch.distributed.get_world_size()
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        gradient = gradients[0].clone()
-        add_over_ranks(gradient)
-        return gradient / torch.distributed.get_world_size()
 
 
 class Supervised:
@@ -93,9 +69,11 @@ class SupervisedDDPStrategy(Supervised, OpenDDPStrategy):
         super().__init__(process_group_backend=process_group_backend, **options)
 
     def leave_gradients(self) -> None:
-        """From now on a backward pass leaves each rank its own gradients, for somebody else to reduce."""
-        assert isinstance(self.model, DistributedDataParallel)
-        self.model.require_backward_grad_sync = False
+        """From now on a backward pass leaves each rank its own gradients, for somebody else to reduce.
+
+        What PyTorch has put around the module goes: it ties the places where gradients arrive to one stream.
+        """
+        self.model = self.lightning_module
 
 
 OnLost = Callable[[int, int], None]

@@ -22,7 +22,6 @@ from app.options import (
 )
 from app.records import ReadsWeights, StepRecord, detached
 from app.run.errors import ConfigurationError
-from app.training.distributed import mean_over_ranks
 from app.training.evaluation_steps import EvaluationSteps
 from app.training.guards import Guards
 from app.training.lightning_seams import is_attached
@@ -37,7 +36,13 @@ from app.training.optim.optimizers import (
 )
 from app.training.optim.schedules import SCHEDULES, OwnSchedule, Schedule, StepSchedule, rate_factor
 from app.training.optim.step_numbers import StepNumbers
-from app.training.rank_reduction import Outside, RankReduction, at_once, sum_over_ranks
+from app.training.rank_reduction import (
+    Outside,
+    RankReduction,
+    at_once,
+    mean_over_ranks,
+    sum_over_ranks,
+)
 from app.training.run_callbacks.nonfinite import FiniteGate, nonfinite_mask
 from app.training.sharded import SupervisedFSDPStrategy, whole
 from app.training.text_generation import TextGeneration
@@ -232,7 +237,7 @@ class LanguageModelModule(EvaluationSteps, TextGeneration):
         means = self.network.auxiliary_means(output)
         if means is None:
             return output.aux_loss
-        return self.network.auxiliary_losses(mean_over_ranks(means))
+        return self.network.auxiliary_losses(mean_over_ranks(means, self.outside))
 
     def step_record(self, output: LanguageModelOutput, tokens: int, batch_idx: int) -> StepRecord:
         """What a micro-batch left behind.

@@ -10,8 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from app.models.tilelli import TilelliLM
-from app.training.distributed import mean_over_ranks
-from app.training.rank_reduction import sum_over_ranks
+from app.training.rank_reduction import mean_over_ranks, sum_over_ranks
 from tests import tolerances
 from tests.models.tilelli_cases import batch, small_network
 from tests.parity import relative_error

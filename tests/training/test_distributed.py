@@ -21,9 +21,9 @@ from app.training.distributed import (
     SupervisedLauncher,
     is_broken_connection,
     lost_rank,
-    mean_over_ranks,
 )
 from app.training.options.trainer_rules import is_distributed
+from app.training.rank_reduction import mean_over_ranks
 from tests.support.two_ranks import two_ranks
 
 VALUES = torch.tensor([[0.1, 0.7, -0.3], [0.4, -0.2, 0.9]])  # one row per rank

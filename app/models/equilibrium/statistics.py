@@ -6,10 +6,9 @@ Shape suffixes: L layers, R routers, B batch, T sequence, D width, Q quantiles.
 from collections.abc import Sequence
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
-from app.models.ranks import add_over_ranks, world_size
+from app.models.ranks import add_over_ranks, of_all_ranks, world_size
 from app.ops.histogram import N_BINS, histogram, histogram_quantiles
 
 
@@ -62,9 +61,7 @@ def global_quantiles(values: Tensor, levels: Tensor, across_ranks: bool = True) 
     flat = values.flatten()
     n_ranks = world_size() if across_ranks else 1
     if n_ranks > 1:
-        gathered = [torch.empty_like(flat) for _ in range(n_ranks)]
-        dist.all_gather(gathered, flat.contiguous())
-        flat = torch.cat(gathered)
+        flat = torch.cat(of_all_ranks(flat))
     ordered = flat.sort().values
     position = levels.double() * (flat.numel() - 1)
     below = position.floor().long()
