@@ -87,8 +87,9 @@ def grouped_linear(
     gather: bool = False,
     scatter: bool = False,
     dtype: torch.dtype | None = None,
+    bias: Tensor | None = None,
 ) -> Tensor:
-    """``x W[n]ᵀ`` for every row by the weight of its bank, ``(S, O)``.
+    """``x W[n]ᵀ + b[n]`` for every row by the weight of its bank, ``(S, O)``.
 
     Args:
         x_SI: contiguous; rows in the order of banks, or of tokens with ``gather``.
@@ -97,16 +98,19 @@ def grouped_linear(
         gather: read rows of x where their tokens lie.
         scatter: write rows where their tokens lie.
         dtype: of the result, that of x by default.
+        bias: ``(N, O)`` contiguous, or none.
     """
     y = x_SI.new_empty(x_SI.shape[0], weight_NOI.shape[1], dtype=dtype or x_SI.dtype)
-    _launch_linear(x_SI, weight_NOI, groups, y, gather=gather, scatter=scatter)
+    _launch_linear(x_SI, weight_NOI, groups, y, gather=gather, scatter=scatter, bias=bias)
     return y
 
 
-def grouped_linear_gelu(x_SI: Tensor, weight_NOI: Tensor, groups: Groups) -> tuple[Tensor, Tensor]:
-    """``u = x W[n]ᵀ`` and ``gelu(u)``, rows in the order of banks, for x in the order of tokens."""
+def grouped_linear_gelu(
+    x_SI: Tensor, weight_NOI: Tensor, groups: Groups, bias: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """``u = x W[n]ᵀ + b[n]`` and ``gelu(u)``, rows in the order of banks, for x in the order of tokens."""
     hidden, active = (x_SI.new_empty(x_SI.shape[0], weight_NOI.shape[1]) for _ in range(2))
-    _launch_linear(x_SI, weight_NOI, groups, hidden, gather=True, active=active)
+    _launch_linear(x_SI, weight_NOI, groups, hidden, gather=True, active=active, bias=bias)
     return hidden, active
 
 
@@ -129,6 +133,7 @@ def _launch_linear(
     scatter: bool = False,
     active: Tensor | None = None,
     hidden: Tensor | None = None,
+    bias: Tensor | None = None,
 ) -> None:
     n_rows, (n_banks, n_outputs, n_inputs) = x_SI.shape[0], weight_NOI.shape
     blocks = _linear_blocks(n_rows, n_outputs, n_inputs, x_SI.dtype)
@@ -136,6 +141,7 @@ def _launch_linear(
     _linear[grid](
         x_SI,
         weight_NOI,
+        bias,
         y_SO,
         active,
         hidden,
@@ -147,6 +153,7 @@ def _launch_linear(
         *weight_NOI.stride(),
         GATHER=gather and groups.order is not None,
         SCATTER=scatter and groups.order is not None,
+        BIAS=bias is not None,
         ACTIVE=active is not None,
         BACKWARD=hidden is not None,
         PRECISION=precision(x_SI.dtype),
@@ -174,6 +181,7 @@ def grouped_outer(
     *,
     gather_y: bool = False,
     gather_x: bool = False,
+    most_rows: int = 4096,
 ) -> Tensor:
     """``Σ y xᵀ`` over the rows of each bank, ``(N, O, I)``; zeros for a bank without rows.
 
@@ -186,13 +194,14 @@ def grouped_outer(
         dtype: of the result; sums are made in fp32.
         gather_y: read rows of y where their tokens lie.
         gather_x: read rows of x where their tokens lie.
+        most_rows: of one sum; fewer of them where most rows belong to no bank.
     """
     (n_rows, n_outputs), n_inputs, n_banks = y_SO.shape, x_SI.shape[1], groups.ends.shape[0]
     blocks = _outer_blocks(n_outputs, n_inputs, x_SI.dtype)
     tiles = triton.cdiv(n_inputs, blocks.inputs), triton.cdiv(n_outputs, blocks.outputs)
     # Enough programs for the GPU, and no more partial sums than that takes.
     rows_per_sum = min(
-        4096, max(256, triton.next_power_of_2(triton.cdiv(n_rows * tiles[0] * tiles[1], PROGRAMS)))
+        most_rows, max(256, triton.next_power_of_2(triton.cdiv(n_rows * tiles[0] * tiles[1], PROGRAMS)))
     )
     n_sums = n_rows // rows_per_sum + n_banks
     partial = y_SO.new_empty(n_sums, n_outputs, n_inputs, dtype=torch.float32)
@@ -281,6 +290,7 @@ def _block_of_bank(ends, n_banks, block, ROWS: tl.constexpr):
 def _linear(
     x,
     weight,
+    bias,
     y,
     active,
     hidden,
@@ -294,6 +304,7 @@ def _linear(
     stride_i,
     GATHER: tl.constexpr,
     SCATTER: tl.constexpr,
+    BIAS: tl.constexpr,
     ACTIVE: tl.constexpr,
     BACKWARD: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -328,6 +339,8 @@ def _linear(
             w_columns + i[:, None] * stride_i, mask=is_input[:, None] & is_output[None, :], other=0.0
         )
         total = tl.dot(x_tile, w_tile, total, input_precision=PRECISION)
+    if BIAS:
+        total += tl.load(bias + bank * n_outputs + o, mask=is_output, other=0.0).to(tl.float32)[None, :]
     if ACTIVE:
         # Rows lie one after the other. Half a tile at a time, for the tile, its activation and what both are made of do
         # not fit in the registers together.

@@ -125,6 +125,22 @@ def operator(described: Callable[P, R]) -> Callable[P, R]:
     return compute
 
 
+def has_kernel(function: Callable[..., Any], x: torch.Tensor) -> bool:
+    """Whether a kernel would compute an operator: for a caller that has a way of its own where none does.
+
+    Args:
+        function: as networks call it, of :func:`operator`.
+        x: its first argument.
+    """
+    package, name = function.__module__, function.__name__
+    return (
+        preferred(x.device, x.dtype, x.shape)[0] == "triton"
+        and _may_compute("triton", package, x.device)
+        and importlib.util.find_spec(f"{package}.triton") is not None
+        and _function(package, "triton", name) is not None
+    )
+
+
 def _may_compute(form: Form, package: str, device: torch.device) -> bool:
     return form in WITHOUT_KERNELS or form == _forced or package in passed(device).get(form, ())
 

@@ -16,7 +16,9 @@ if DEVICE.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("neither a GPU nor TRITON_INTERPRET=1", allow_module_level=True)
 
 CASES = {
-    name: case for op in ("depth_attention", "deviation", "histogram") for name, case in cases(op).items()
+    name: case
+    for op in ("depth_attention", "deviation", "histogram", "second_pass")
+    for name, case in cases(op).items()
 }
 SMALL = Size(1, 5, 40)
 LARGER = [Size(2, 1, 5), Size(2, 257, 40), Size(2, 63, 384), Size(1, 1300, 20)]

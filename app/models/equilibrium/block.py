@@ -10,10 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from app.models.activations import tap
+from app.models.activations import is_watched, tap
 from app.models.attention import SoftmaxAttention
-from app.models.equilibrium.attention_residual import AttentionResidual
+from app.models.equilibrium.attention_residual import AttentionResidual, TransposedLinear
 from app.models.layers import LayerNorm
+from app.ops.second_pass import second_pass
+from app.ops.second_pass.room import has_kernels
 
 
 class KeysValues(NamedTuple):
@@ -32,6 +34,18 @@ class SecondPass(NamedTuple):
     """
 
     position: Tensor
+    first: KeysValues | None
+
+
+class PackedPass(NamedTuple):
+    """A second pass that is computed of its takers alone.
+
+    Attributes:
+        taken: ``(B, T)`` bool, who takes it.
+        first: as in :class:`SecondPass`.
+    """
+
+    taken: Tensor
     first: KeysValues | None
 
 
@@ -122,7 +136,7 @@ class EquilibriumBlock(nn.Module):
         )  # fmt: skip
 
     def forward(
-        self, x: Tensor, *history: Tensor, second: SecondPass | None = None
+        self, x: Tensor, *history: Tensor, second: SecondPass | PackedPass | None = None
     ) -> tuple[Tensor, KeysValues | None]:
         """Processes all tokens, or some of them once more.
 
@@ -131,11 +145,17 @@ class EquilibriumBlock(nn.Module):
                 tokens.
             history: outputs of the embedding and of all earlier blocks as passed on, each ``(B, T, D)``; in a
                 second pass what this block saw in the first, at these tokens, ``(B, Q, D)``.
-            second: which tokens come back; None in the first pass.
+            second: which tokens come back; None in the first pass. Where it is packed, x and history are those of
+                all tokens, and tokens that do not come back stay as they are; only where :meth:`packs` allows it.
 
         Returns:
             The shape of ``x``, and the keys and values of the first pass.
         """
+        if isinstance(second, PackedPass):
+            keys, values = second.first or (None, None)
+            weights, n_heads = self._weights(), self.attn.n_heads
+            y: Tensor = second_pass(x, second.taken, history, weights, n_heads, keys, values, self.ln1.eps)
+            return y, second.first
         normed = self.ln1(x)
         if second is None:
             z, first = self.attn(normed)
@@ -143,6 +163,29 @@ class EquilibriumBlock(nn.Module):
             first = second.first
             z = self.attn.alone(normed) if first is None else self.attn.again(normed, second.position, first)
         return self._after_attention(x, z, history), first
+
+    def packs(self, x: Tensor, n_history: int) -> bool:
+        """Whether a second pass of ``x`` can be computed of its takers alone, by kernels that read the weights: where
+        nobody looks at or changes what the layers do."""
+        if not isinstance(self.residual, AttentionResidual) or self._compiled_call_impl is not None:
+            return False
+        drops = self.training and self.attn.dropout > 0  # as in the feed-forward network
+        d_head = self.ln1.normalized_shape[0] // self.attn.n_heads
+        return not drops and not is_watched() and is_plain(self) and has_kernels(x, n_history, d_head)
+
+    def _weights(self) -> dict[str, Tensor]:
+        """By the names that the second pass has for them."""
+        assert isinstance(self.residual, AttentionResidual)
+        modules = {
+            "ln1": self.ln1, "norm": self.residual.norm, "ln2": self.ln2, "up": self.ff[0], "down": self.ff[3]
+        }  # fmt: skip
+        square = {name: getattr(self.attn, f"{name}_proj").weight for name in "qkvo"}
+        square |= {"query": self.residual.query.weight, "key": self.residual.key.weight}
+        return square | {
+            f"{name}.{kind}": getattr(module, kind)
+            for name, module in modules.items()
+            for kind in ("weight", "bias")
+        }
 
     def multiply_adds_per_token(self, context: float | None) -> int:
         """Products of one token's pass.
@@ -160,3 +203,14 @@ class EquilibriumBlock(nn.Module):
         mixed = tap(self, "mid", self.residual(z, history) if over_depth else self.residual(x + z))
         y: Tensor = mixed + tap(self, "mlp.out", self.ff(self.ln2(mixed)))
         return y
+
+
+def is_plain(module: nn.Module) -> bool:
+    """Whether the layers inside of a module are those that it was built of, and do nothing but what these do: no
+    adapter, no rule of learning, no hook."""
+    layers = [layer for layer in module.modules() if isinstance(layer, nn.Linear | nn.LayerNorm)]
+    return all(
+        type(layer) in (nn.Linear, TransposedLinear, LayerNorm)
+        and not (layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks)
+        for layer in layers
+    )

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from app.models.activations import is_watched, tap
 from app.models.attention import key_value_bytes
-from app.models.equilibrium.block import EquilibriumBlock, KeysValues, SecondPass
+from app.models.equilibrium.block import EquilibriumBlock, KeysValues, PackedPass, SecondPass, is_plain
 from app.models.equilibrium.branches import (
     BranchHeads,
     Verifier,
@@ -43,6 +43,8 @@ from app.models.equilibrium.statistics import StepStatistics, is_recomputing, mo
 from app.models.fixed_choice import places
 from app.models.language_model import LanguageModel, next_token_loss
 from app.models.layers import Embedding, LayerNorm, modules_of
+from app.ops.second_pass import adapter_pass
+from app.ops.second_pass.room import has_kernels
 from app.records import LanguageModelOutput, Measure, TokenMeasure
 
 INITIAL_STD = 0.02  # GPT-2's
@@ -188,7 +190,7 @@ class EquilibriumLM(LanguageModel, options_of=EquilibriumConfig):
         )
         return output._replace(aux_loss=self.auxiliary_losses(self.auxiliary_means(output)))
 
-    def _call(self, block: nn.Module, *inputs: Tensor, second: SecondPass | None = None) -> Any:
+    def _call(self, block: nn.Module, *inputs: Tensor, second: SecondPass | PackedPass | None = None) -> Any:
         # What an intervention has replaced would not come again when the block is computed a second time.
         if self.activation_checkpointing and self.training and torch.is_grad_enabled() and not is_watched():
             return checkpoint(block, *inputs, use_reentrant=False, second=second)
@@ -252,19 +254,25 @@ class EquilibriumLM(LanguageModel, options_of=EquilibriumConfig):
         """The block's output with backward and plastic tokens replaced; ``out`` itself is not written to."""
         T = route.shape[1]
         x = out
-        if layer > 0:
-            earlier = self.blocks[layer - 1]
-            first = firsts[layer - 1] if self.reprocess_context else None
+        first = firsts[layer - 1] if layer > 0 and self.reprocess_context else None
+        earlier = self.blocks[layer - 1] if layer > 0 else None
+        if isinstance(earlier, EquilibriumBlock) and earlier.packs(out, layer):
+            packed = PackedPass(route == BACKWARD, first)
+            x = self._call(earlier, out, *history[:layer], second=packed)[0]
+        elif earlier is not None:
+            block = earlier
 
             def again(room: CapacityBuffer | Everywhere) -> Tensor:
                 seen = [room.gather(h) for h in history[:layer]]
                 second = SecondPass(room.position, first)
-                y: Tensor = self._call(earlier, room.gather(out), *seen, second=second)[0]
+                y: Tensor = self._call(block, room.gather(out), *seen, second=second)[0]
                 return tap(self, f"blocks.{layer}.paths.backward", y)
 
             x = replaced(x, route == BACKWARD, self.route_capacity.size(BACKWARD, T), again)
         if self.plastic is not None:
             adapter = self.plastic
+            if is_plain(adapter) and not is_watched() and has_kernels(x):
+                return adapter_pass(x, route == PLASTIC, dict(adapter.named_parameters()))
             x = replaced(
                 x,
                 route == PLASTIC,
