@@ -110,6 +110,10 @@ def test_kernels_equal_the_reference(op: str, size: tuple[int, int, int, int]) -
     assert_same(op, arguments(op, size))
 
 
+def test_what_nearly_all_queries_keep_is_added_up_by_many_at_a_time() -> None:
+    assert_same("banked_sparse_attention", arguments("banked_sparse_attention", (1, 70, 10, 1), top_k=32))
+
+
 @pytest.mark.stress
 @pytest.mark.parametrize("size", LARGE, ids=str)
 @pytest.mark.parametrize("op", BANKED)

@@ -199,9 +199,14 @@ def key_backward(
     n_kept,
     KEYS: tl.constexpr,
     READERS: tl.constexpr,
+    CROWD: tl.constexpr,
     HEAD: tl.constexpr,
 ):
-    """Gradients of a few keys, each of one position by one bank: of the queries that kept it, in their order."""
+    """Gradients of a few keys, each of one position by one bank: of the queries that kept it, in their order.
+
+    Keys with few readers are taken together, a few readers of each at a time; where one of them has many, each is taken
+    alone, a crowd of readers at a time.
+    """
     key = tl.program_id(0) * KEYS + tl.arange(0, KEYS)
     is_key = key < n_keys
     begin = tl.load(starts + key, mask=is_key, other=0)
@@ -211,7 +216,9 @@ def key_backward(
     is_column = (column < d_head)[None, :]
     row_width = 2 * n_banks * d_head
     total = tl.full((KEYS, HEAD), 0.0, tl.float32)
-    for first in range(0, tl.max(end - begin, 0), READERS):
+    longest = tl.max(end - begin, 0)
+    has_crowd = longest > CROWD // 2
+    for first in range(0, tl.where(has_crowd, 0, longest), READERS):
         reader = begin[:, None] + first + tl.arange(0, READERS)[None, :]
         is_reader = reader < end[:, None]
         number = tl.load(entry + reader, mask=is_reader, other=0)
@@ -224,6 +231,19 @@ def key_backward(
             other=0.0,
         )
         total += tl.sum(d_entry[:, :, None] * query.to(tl.float32), 1)
+    for k in range(tl.where(has_crowd, KEYS, 0)):
+        is_own = tl.arange(0, KEYS) == k
+        first, last = tl.sum(tl.where(is_own, begin, 0), 0), tl.sum(tl.where(is_own, end, 0), 0)
+        queries = projected + tl.sum(tl.where(is_own, n, 0), 0) * d_head + column[None, :]
+        crowd = tl.full((CROWD, HEAD), 0.0, tl.float32)
+        for start in range(first, last, CROWD):
+            reader = start + tl.arange(0, CROWD)
+            number = tl.load(entry + reader, mask=reader < last, other=0)
+            d_entry = tl.load(d_score + number, mask=reader < last, other=0.0)
+            inside = (reader < last)[:, None] & is_column
+            query = tl.load(queries + ((number // n_kept) * row_width)[:, None], mask=inside, other=0.0)
+            crowd += d_entry[:, None] * query.to(tl.float32)
+        total = tl.where(is_own[:, None], tl.sum(crowd, 0)[None, :], total)
     at = d_projected + (row * row_width + (n_banks + n) * d_head)[:, None] + column[None, :]
     tl.store(at, total.to(d_projected.dtype.element_ty), mask=is_key[:, None] & is_column)
 
@@ -242,9 +262,13 @@ def row_backward(
     n_kept,
     ROWS: tl.constexpr,
     READERS: tl.constexpr,
+    CROWD: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
-    """Gradients of a few rows of h: of the queries that kept them, in their order, and of their own query and keys."""
+    """Gradients of a few rows of h: of the queries that kept them, in their order, and of their own query and keys.
+
+    A row with many readers is taken alone, as the keys are.
+    """
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     is_row = row < n_rows
     c = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
@@ -254,7 +278,9 @@ def row_backward(
     at = row.to(tl.int64)[:, None] * width + c[None, :]
     is_element = is_row[:, None] & is_column
     total = tl.load(d_h_of_projection + at, mask=is_element, other=0.0).to(tl.float32)
-    for first in range(0, tl.max(end - begin, 0), READERS):
+    longest = tl.max(end - begin, 0)
+    has_crowd = longest > CROWD // 2
+    for first in range(0, tl.where(has_crowd, 0, longest), READERS):
         reader = begin[:, None] + first + tl.arange(0, READERS)[None, :]
         is_reader = reader < end[:, None]
         number = tl.load(entry + reader, mask=is_reader, other=0)
@@ -265,4 +291,18 @@ def row_backward(
             other=0.0,
         )
         total += tl.sum(share[:, :, None] * g.to(tl.float32), 1)
+    for r in range(tl.where(has_crowd, ROWS, 0)):
+        is_own = tl.arange(0, ROWS) == r
+        first, last = tl.sum(tl.where(is_own, begin, 0), 0), tl.sum(tl.where(is_own, end, 0), 0)
+        crowd = tl.full((CROWD, WIDTH), 0.0, tl.float32)
+        for start in range(first, last, CROWD):
+            reader = start + tl.arange(0, CROWD)
+            number = tl.load(entry + reader, mask=reader < last, other=0)
+            share = tl.load(weight + number, mask=reader < last, other=0.0)
+            inside = (reader < last)[:, None] & is_column
+            g = tl.load(
+                d_mixed + ((number // n_kept) * width)[:, None] + c[None, :], mask=inside, other=0.0
+            )
+            crowd += share[:, None] * g.to(tl.float32)
+        total += tl.where(is_own[:, None], tl.sum(crowd, 0)[None, :], 0.0)
     tl.store(d_h + at, total.to(d_h.dtype.element_ty), mask=is_element)

@@ -18,10 +18,10 @@ MOST_KEPT = 32
 # A query of a wider head does not fit beside its scores.
 WIDEST_HEAD = 256
 # What one program of the backward takes: kept rows, of whole queries; keys, and rows of h, with so many of their
-# readers at a time. Most have few readers, and some have all.
+# readers at a time. Most have few readers, and some have all: the last number is how many of theirs are taken at a time.
 ENTRIES_BACKWARD = 32
-KEYS_BACKWARD, READERS_OF_KEY = 8, 8
-ROWS_BACKWARD, READERS_OF_ROW = 2, 8
+KEYS_BACKWARD, READERS_OF_KEY, CROWD_OF_KEY = 8, 8, 64
+ROWS_BACKWARD, READERS_OF_ROW, CROWD_OF_ROW = 2, 8, 32
 
 
 class _BankedSparseAttention(torch.autograd.Function):
@@ -135,12 +135,13 @@ class _BankedSparseAttention(torch.autograd.Function):
             n_kept,
             KEYS=KEYS_BACKWARD,
             READERS=READERS_OF_KEY,
+            CROWD=CROWD_OF_KEY,
             **shape,
         )
         d_projection = (d_projected.T @ h).view(2, N, d, D)
         d_h_of_projection = d_projected @ projection
         d_h = torch.empty(S, D, dtype=h_dtype, device=h.device)
-        width = tile_width(D, 512)
+        width = tile_width(D, 128)
         kernels.row_backward[(triton.cdiv(S, ROWS_BACKWARD), triton.cdiv(D, width))](
             d_mixed,
             weight,
@@ -154,6 +155,7 @@ class _BankedSparseAttention(torch.autograd.Function):
             n_kept,
             ROWS=ROWS_BACKWARD,
             READERS=READERS_OF_ROW,
+            CROWD=CROWD_OF_ROW,
             WIDTH=width,
         )
         d_query, d_key = d_projection[0].to(query_dtype), d_projection[1].to(key_dtype)
