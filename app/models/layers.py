@@ -2,10 +2,12 @@
 
 from typing import TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from app.ops.embedding import embedding
 from app.ops.layer_norm import layer_norm
+from app.ops.precision import matmul_dtype
 
 INITIAL_STD = 0.02  # GPT-2's
 M = TypeVar("M", bound=nn.Module)
@@ -13,11 +15,24 @@ M = TypeVar("M", bound=nn.Module)
 
 class LayerNorm(nn.LayerNorm):
     """LayerNorm that sends no gradient into a constant row; every other row has PyTorch's. See
-    :func:`app.ops.layer_norm.layer_norm`."""
+    :func:`app.ops.layer_norm.layer_norm`.
+
+    Args:
+        normalized_shape: D.
+        eps: added to the variance.
+        for_products: linear layers alone read it: under autocast it is rounded to their format once, here, and not by
+            each of them.
+    """
+
+    def __init__(self, normalized_shape: int, eps: float = 1e-5, *, for_products: bool = False):
+        super().__init__(normalized_shape, eps)
+        self.for_products = for_products
 
     def forward(self, x: Tensor) -> Tensor:
         """``(…, D) → (…, D)``."""
-        return layer_norm(x, self.weight, self.bias, self.eps)
+        # Linear layers leave fp64 as it is too.
+        is_rounded = self.for_products and x.dtype != torch.float64
+        return layer_norm(x, self.weight, self.bias, self.eps, matmul_dtype(x) if is_rounded else None)
 
 
 class Embedding(nn.Embedding):

@@ -127,10 +127,10 @@ class EquilibriumBlock(nn.Module):
     def __init__(self, d_model: int, n_heads: int, d_ff: int, dropout: float, use_attention_residual: bool):
         super().__init__()
         self.d_ff = d_ff
-        self.ln1 = LayerNorm(d_model)
+        self.ln1 = LayerNorm(d_model, for_products=True)
         self.attn = MultiHeadAttention(d_model, n_heads, dropout)
         self.residual = AttentionResidual(d_model) if use_attention_residual else LayerNorm(d_model)
-        self.ln2 = LayerNorm(d_model)
+        self.ln2 = LayerNorm(d_model, for_products=True)
         self.ff = nn.Sequential(
             nn.Linear(d_model, d_ff), nn.GELU(), nn.Dropout(dropout), nn.Linear(d_ff, d_model), nn.Dropout(dropout)
         )  # fmt: skip

@@ -126,7 +126,7 @@ class EquilibriumLM(LanguageModel, options_of=EquilibriumConfig):
         )
         is_verified = config.use_branches and config.use_verifier
         self.verifier = Verifier(config.verifier_weights, config.verifier_sharpness) if is_verified else None
-        self.norm_f = LayerNorm(D)
+        self.norm_f = LayerNorm(D, for_products=True)
         self.head = nn.Linear(D, config.vocab_size, bias=False)
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):

@@ -89,9 +89,9 @@ class GPTBlock(nn.Module):
 
     def __init__(self, d_model: int, n_heads: int, dropout: float, bias: bool):
         super().__init__()
-        self.ln1 = LayerNorm(d_model)
+        self.ln1 = LayerNorm(d_model, for_products=True)
         self.attn = CausalSelfAttention(d_model, n_heads, dropout, bias)
-        self.ln2 = LayerNorm(d_model)
+        self.ln2 = LayerNorm(d_model, for_products=True)
         self.mlp = MLP(d_model, dropout, bias)
 
     def forward(self, x: Tensor, cache: GPTCache | None = None) -> Tensor:
@@ -144,7 +144,7 @@ class GPT(LanguageModel):
         self.tok_emb = Embedding(vocab_size, d_model)
         self.pos_emb = nn.Embedding(block_size, d_model)
         self.blocks = nn.ModuleList(GPTBlock(d_model, n_heads, dropout, bias) for _ in range(n_layers))
-        self.ln_f = LayerNorm(d_model)
+        self.ln_f = LayerNorm(d_model, for_products=True)
         self.head = nn.Linear(d_model, vocab_size, bias=False)
         if tie_weights:
             self.head.weight = self.tok_emb.weight

@@ -313,7 +313,7 @@ def layer_norm(config: LocalGPTConfig) -> nn.Module:
     elif config.ln_mode == "center_scale":
         norm = LayerNormSurrogate("center_scale", config.d_model)
     else:
-        norm = LayerNorm(config.d_model)
+        norm = LayerNorm(config.d_model, for_products=True)
     return norm.requires_grad_(config.train_affine)
 
 

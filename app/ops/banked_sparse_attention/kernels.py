@@ -300,9 +300,7 @@ def row_backward(
             number = tl.load(entry + reader, mask=reader < last, other=0)
             share = tl.load(weight + number, mask=reader < last, other=0.0)
             inside = (reader < last)[:, None] & is_column
-            g = tl.load(
-                d_mixed + ((number // n_kept) * width)[:, None] + c[None, :], mask=inside, other=0.0
-            )
+            g = tl.load(d_mixed + ((number // n_kept) * width)[:, None] + c[None, :], mask=inside, other=0.0)
             crowd += share[:, None] * g.to(tl.float32)
         total += tl.where(is_own[:, None], tl.sum(crowd, 0)[None, :], 0.0)
     tl.store(d_h + at, total.to(d_h.dtype.element_ty), mask=is_element)

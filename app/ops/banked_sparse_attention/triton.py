@@ -18,7 +18,7 @@ MOST_KEPT = 32
 # A query of a wider head does not fit beside its scores.
 WIDEST_HEAD = 256
 # What one program of the backward takes: kept rows, of whole queries; keys, and rows of h, with so many of their
-# readers at a time. Most have few readers, and some have all: the last number is how many of theirs are taken at a time.
+# readers at a time. Most have few readers, and some have all: the last number is how many of theirs are taken then.
 ENTRIES_BACKWARD = 32
 KEYS_BACKWARD, READERS_OF_KEY, CROWD_OF_KEY = 8, 8, 64
 ROWS_BACKWARD, READERS_OF_ROW, CROWD_OF_ROW = 2, 8, 32

@@ -206,9 +206,11 @@ def _warps(block: int) -> int:
     return max(WARPS, block // 512)
 
 
-def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+def layer_norm(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, dtype: torch.dtype | None = None
+) -> Tensor:
     """``(x − mean x) / √(var x + ε)``; see :func:`app.ops.layer_norm.layer_norm`."""
     if x.shape[-1] > WIDEST:
-        return vectorized.layer_norm(x, weight, bias, eps)
-    y: Tensor = _LayerNorm.apply(x.reshape(-1, x.shape[-1]), weight, bias, eps, format_of(x))
+        return vectorized.layer_norm(x, weight, bias, eps, dtype)
+    y: Tensor = _LayerNorm.apply(x.reshape(-1, x.shape[-1]), weight, bias, eps, dtype or format_of(x))
     return y.view(x.shape)

@@ -8,7 +8,9 @@ from torch import Tensor
 _BACKWARD = torch.ops.aten.native_layer_norm_backward.default
 
 
-def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+def layer_norm(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, dtype: torch.dtype | None = None
+) -> Tensor:
     """LayerNorm over the last axis that sends no gradient into a constant row, whose direction it cannot tell.
 
     ``(x − mean x) / √(var x + ε)`` divides by a guard where the variance is 0: there it is only by ε that it has a
@@ -22,13 +24,15 @@ def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
         weight: gain ``(D)``, or none.
         bias: ``(D)``, or none.
         eps: ε, added to the variance.
+        dtype: of the result, rounded once at its end.
 
     Returns:
-        ``(…, D)``; under autocast on a GPU in fp32 at least, elsewhere in the format of ``x``.
+        ``(…, D)``; without ``dtype`` under autocast on a GPU in fp32 at least, elsewhere in the format of ``x``.
     """
     if not (torch.is_grad_enabled() and x.requires_grad):
         # As `F.layer_norm`, which asks about cuDNN first: a fifth of the time of a single row.
-        return torch.layer_norm(x, x.shape[-1:], weight, bias, eps)
+        still = torch.layer_norm(x, x.shape[-1:], weight, bias, eps)
+        return still if dtype is None else still.to(dtype)
     if _autocast_widens(x):
         # As autocast has it there; it does not look into functions of our own.
         x, weight, bias = (
@@ -37,7 +41,7 @@ def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
             None if bias is None else wide(bias),
         )
     y: Tensor = _LayerNorm.apply(x, weight, bias, eps)
-    return y
+    return y if dtype is None else y.to(dtype)
 
 
 class _LayerNorm(torch.autograd.Function):
