@@ -20,8 +20,8 @@ class LayerNorm(nn.LayerNorm):
     Args:
         normalized_shape: D.
         eps: added to the variance.
-        for_products: linear layers alone read it: under autocast it is rounded to their format once, here, and not by
-            each of them.
+        for_products: what reads it computes in autocast's format, as linear layers and convolutions do: it is rounded
+            once, here, and not by each of them.
     """
 
     def __init__(self, normalized_shape: int, eps: float = 1e-5, *, for_products: bool = False):

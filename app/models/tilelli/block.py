@@ -141,7 +141,7 @@ class TilelliBlock(nn.Module):
         self.path_norm = path_norm
         self.dropout = dropout
         self.losses = BalanceLosses(pathways, n_banks, balance, router_z_loss, pathway_balance)
-        self.norm = LayerNorm(d_model)
+        self.norm = LayerNorm(d_model, for_products=True)
         self.router = TernaryLinear(d_model, pathways * n_banks, quantize, per_row, hadamard, lsq)
         convolution = (n_banks, quantize, per_row, lsq)
         self.local = TernaryCausalConv1d(d_model, kernel_size, *convolution)

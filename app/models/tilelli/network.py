@@ -76,7 +76,7 @@ class TilelliLM(LanguageModel, options_of=TilelliBlock):
         self.tok_emb = Embedding(vocab_size, d_model)
         nn.init.normal_(self.tok_emb.weight, std=d_model**-0.5)
         self.blocks = nn.ModuleList(blocks)
-        self.norm_f = LayerNorm(d_model)
+        self.norm_f = LayerNorm(d_model, for_products=True)
         self.head = TernaryLinear(d_model, vocab_size, block["quantize"])
         self.pos_emb: nn.Embedding | None = None
         if position == "learned" and block_size is not None:
