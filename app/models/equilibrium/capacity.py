@@ -103,6 +103,11 @@ class RouteCapacity:
             sizes.append(capacity)
         return min(sizes) if sizes and min(sizes) < n_tokens else None
 
+    @property
+    def drops(self) -> bool:
+        """Whether a route may have less room than tokens want."""
+        return self.capacity_factor is not None
+
     def within_capacity(self, route: Tensor, at_work: Sequence[int]) -> Tensor:
         """Routes ``(B, T)`` in which whoever comes too late in its row for the room of its route goes forward, 0.
 

@@ -27,7 +27,7 @@ from app.models.equilibrium.plastic import PlasticAdapter
 from app.models.equilibrium.records import (
     Decision,
     measures_of,
-    record_of,
+    records_of,
     token_measures_of,
     tokens_per_route,
 )
@@ -177,14 +177,8 @@ class EquilibriumLM(LanguageModel, options_of=EquilibriumConfig):
                 self._router(0).target_cdf,
             )
         logits, divergences = self._logits(tap(self, "final", self.norm_f(x)), decisions[-1].route)
-        records = [
-            record_of(
-                decided,
-                divergences if layer == len(decisions) - 1 else logits.new_zeros(0),
-                out.detach() if self._keeps_plastic_input(layer) else logits.new_zeros(0),
-            )
-            for layer, decided in enumerate(decisions)
-        ]
+        plastic_input = out.detach() if self._keeps_plastic_input() else logits.new_zeros(0)
+        records = records_of(decisions, divergences, plastic_input, self.budget)
         output = LanguageModelOutput(
             logits, next_token_loss(logits, targets), logits.new_zeros(()), list(records)
         )
@@ -211,14 +205,16 @@ class EquilibriumLM(LanguageModel, options_of=EquilibriumConfig):
         if self.route_choice != "deviation":
             route = self._fixed_route(layer, idx)
         route = torch.where(warming_up, FORWARD, route)
+        capped = None
         if self.enforce_budget:
             affordable = self.budget.affordable(route)
             route = self.budget.granted(affordable, deviation.detach(), self.budget_order)
             capped = (route != affordable).any(-1)
-        else:
-            capped = self.budget.rows_at_cap(probabilities)
         route = tap(self, f"blocks.{layer}.router.choice", route, N_ROUTES)
-        asked, route = route, self.route_capacity.within_capacity(route, self._routes_at_work(layer))
+        overflow = None
+        if self.route_capacity.drops:
+            asked, route = route, self.route_capacity.within_capacity(route, self._routes_at_work(layer))
+            overflow = tokens_per_route(asked) - tokens_per_route(route)
         return Decision(
             route=route,
             warming_up=warming_up,
@@ -226,9 +222,8 @@ class EquilibriumLM(LanguageModel, options_of=EquilibriumConfig):
             score=score,
             probabilities=probabilities,
             thresholds=thresholds,
-            budget=route + 1 if self.enforce_budget else self.budget(deviation, probabilities),
             capped=capped,
-            overflow=tokens_per_route(asked) - tokens_per_route(route),
+            overflow=overflow,
         )
 
     def _fixed_route(self, layer: int, idx: Tensor) -> Tensor:
@@ -390,8 +385,8 @@ class EquilibriumLM(LanguageModel, options_of=EquilibriumConfig):
     def _router(self, layer: int) -> RoutingDecision:
         return self.routing_decisions[layer if len(self.routers) > 1 else 0]
 
-    def _keeps_plastic_input(self, layer: int) -> bool:
-        return self.plastic is not None and not self.training and layer == len(self.blocks) - 1
+    def _keeps_plastic_input(self) -> bool:
+        return self.plastic is not None and not self.training
 
     def flops_per_token(self, block_size: int) -> float:
         """Training FLOPs of one token: 2 per multiply-add forward, 4 backward.

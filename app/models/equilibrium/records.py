@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from app.models.equilibrium.budget import TokenEnergyBudget
 from app.models.equilibrium.routing import ROUTES
 from app.records import Axis, Measure, TokenMeasure
 
@@ -25,9 +26,8 @@ class Decision(NamedTuple):
         score: ``(B, T)``, what the router read.
         probabilities: ``(B, T, 4)``.
         thresholds: ``(3)``.
-        budget: ``(B, T)`` int64 units.
-        capped: ``(B)`` bool, rows in which the total budget bound.
-        overflow: ``(3)`` int64 branch, backward and plastic tokens without room.
+        capped: ``(B)`` bool, rows in which the total budget bound; None where nothing is limited by it.
+        overflow: ``(3)`` int64 branch, backward and plastic tokens without room; None where there is room for all.
     """
 
     route: Tensor
@@ -36,9 +36,8 @@ class Decision(NamedTuple):
     score: Tensor
     probabilities: Tensor
     thresholds: Tensor
-    budget: Tensor
-    capped: Tensor
-    overflow: Tensor
+    capped: Tensor | None
+    overflow: Tensor | None
 
 
 class EquilibriumRecord(NamedTuple):
@@ -81,24 +80,51 @@ def tokens_per_route(route: Tensor) -> Tensor:
     return torch.stack([(route == number).sum() for number in range(1, len(ROUTES))])
 
 
-def record_of(decided: Decision, divergence: Tensor, plastic_input: Tensor) -> EquilibriumRecord:
-    """A layer's record; ``divergence`` and ``plastic_input`` as described there."""
-    numbers = torch.arange(len(ROUTES), device=decided.route.device)
-    return EquilibriumRecord(
-        route_fractions=(decided.route.unsqueeze(-1) == numbers).float().mean((0, 1)),
-        mean_deviation=decided.deviation.detach().mean(),
-        thresholds=decided.thresholds.detach(),
-        mean_budget=decided.budget.float().mean(),
-        route=decided.route,
-        mean_probabilities=decided.probabilities.mean((0, 1)),
-        budget=decided.budget,
-        capped=decided.capped,
-        overflow=decided.overflow,
-        warming_up=decided.warming_up,
-        divergence=divergence,
-        plastic_input=plastic_input,
-        deviation=decided.deviation.detach(),
-    )
+def records_of(
+    decisions: Sequence[Decision], divergence: Tensor, plastic_input: Tensor, budget: TokenEnergyBudget
+) -> list[EquilibriumRecord]:
+    """The records of all layers, made together: one by one they are hundreds of small operations of a step.
+
+    Args:
+        decisions: of each layer.
+        divergence: of the branches, for the last layer.
+        plastic_input: for the last layer, empty where nobody asks for it.
+        budget: estimates units, and rows at the cap, where no decision limits them.
+    """
+    route = torch.stack([decided.route for decided in decisions])  # (L, B, T)
+    probabilities = torch.stack([decided.probabilities for decided in decisions])  # (L, B, T, 4)
+    deviation = torch.stack([decided.deviation for decided in decisions]).detach()
+    fractions = (route.unsqueeze(-1) == torch.arange(len(ROUTES), device=route.device)).float().mean((1, 2))
+    limited = [decided.capped for decided in decisions if decided.capped is not None]
+    units = route + 1 if limited else budget(deviation, probabilities)
+    capped = torch.stack(limited) if limited else budget.rows_at_cap(probabilities)
+    nothing, none = divergence.new_zeros(0), route.new_zeros(len(ROUTES) - 1)
+    last = len(decisions) - 1
+    per_layer = zip(
+        decisions, fractions, deviation.mean((1, 2)), units, units.float().mean((1, 2)), route,
+        probabilities.mean((1, 2)), capped, deviation, strict=True,
+    )  # fmt: skip
+    return [
+        EquilibriumRecord(
+            route_fractions=of_routes,
+            mean_deviation=mean_deviation,
+            thresholds=decided.thresholds.detach(),
+            mean_budget=mean_units,
+            route=own_route,
+            mean_probabilities=mean_probabilities,
+            budget=own_units,
+            capped=own_capped,
+            overflow=none if decided.overflow is None else decided.overflow,
+            warming_up=decided.warming_up,
+            divergence=divergence if layer == last else nothing,
+            plastic_input=plastic_input if layer == last else nothing,
+            deviation=own_deviation,
+        )
+        for layer, (
+            decided, of_routes, mean_deviation, own_units, mean_units, own_route, mean_probabilities, own_capped,
+            own_deviation,
+        ) in enumerate(per_layer)
+    ]  # fmt: skip
 
 
 def measures_of(
