@@ -17,10 +17,13 @@ if DEVICE.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
 
 CASES = {
     name: case
-    for op in ("depth_attention", "deviation", "histogram", "second_pass")
+    for op in ("depth_attention", "deviation", "histogram", "routing", "second_pass")
     for name, case in cases(op).items()
 }
 SMALL = Size(1, 5, 40)
+# Of kernels that others of the table run too.
+ALIKE = {"second_pass.all", "second_pass.none", "routing.centres_pushed"}
+NAMES = [pytest.param(name, marks=pytest.mark.stress) if name in ALIKE else name for name in CASES]
 LARGER = [Size(2, 1, 5), Size(2, 257, 40), Size(2, 63, 384), Size(1, 1300, 20)]
 
 
@@ -38,7 +41,7 @@ def arguments(name: str, size: Size, dtype: torch.dtype = torch.float32) -> Argu
     return given
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", NAMES)
 def test_kernels_equal_the_reference_and_repeat_themselves(name: str) -> None:
     given = arguments(name, SMALL)
     finding = compare(name, CASES[name], given, "triton")

@@ -14,10 +14,11 @@ from app.models.equilibrium.signal import Statistics
 from app.models.equilibrium.statistics import global_quantiles, is_recomputing
 from app.models.ranks import add_over_ranks, world_size
 from app.ops.histogram import histogram, histogram_quantiles
+from app.ops.routing import routing
+from app.ops.routing.naive import shifted
 
 ROUTES = ("forward", "branch", "backward", "plastic")
 FORWARD, BRANCH, BACKWARD, PLASTIC = range(4)
-MINIMUM_GAP = 1e-3
 Soft = Literal["centres", "ordinal"]
 Quantile = Literal["sort", "histogram"]
 
@@ -97,10 +98,10 @@ class RoutingDecision(nn.Module):
     def forward(self, deviation: Tensor) -> RouteOutput:
         """Decide on ``(B, T)`` deviations."""
         deviation = deviation.to(torch.promote_types(deviation.dtype, self.target_cdf.dtype))
-        base = self._base_thresholds(deviation.detach())
-        thresholds = self._ordered(base)
-        route = (deviation.detach().unsqueeze(-1) > thresholds.detach()).sum(-1)
-        return RouteOutput(route, self._probabilities(deviation, thresholds), thresholds)
+        base, is_ordinal = self._base_thresholds(deviation.detach()), self.soft == "ordinal"
+        return RouteOutput(
+            *routing(deviation, base, self.threshold_offsets, self.offset_scale, self.temperature, is_ordinal)
+        )
 
     @torch.no_grad()
     def _base_thresholds(self, deviation: Tensor) -> Tensor:
@@ -128,26 +129,8 @@ class RoutingDecision(nn.Module):
         self.running_thresholds.lerp_(quantiles.to(self.target_cdf.dtype), weight)
         self.num_batches_tracked += seen
 
-    def _ordered(self, base: Tensor) -> Tensor:
-        shifted = base + self.offset_scale * self.threshold_offsets.tanh()
-        t1 = shifted[0]
-        t2 = torch.maximum(shifted[1], t1 + MINIMUM_GAP)
-        t3 = torch.maximum(shifted[2], t2 + MINIMUM_GAP)
-        return torch.stack([t1, t2, t3])
-
-    def _probabilities(self, deviation: Tensor, thresholds: Tensor) -> Tensor:
-        distance = deviation.unsqueeze(-1)
-        if self.soft == "ordinal":
-            above = torch.sigmoid(self.temperature * (distance - thresholds))  # (B, T, 3)
-            ends = torch.ones_like(distance)
-            return torch.cat([ends, above], -1) - torch.cat([above, torch.zeros_like(ends)], -1)
-        t1, t2, t3 = thresholds.unbind()
-        left, right = (t2 - t1).clamp(min=MINIMUM_GAP), (t3 - t2).clamp(min=MINIMUM_GAP)
-        centres = torch.stack([t1 - left, (t1 + t2) / 2, (t2 + t3) / 2, t3 + right])
-        return torch.softmax(-self.temperature * (distance - centres).abs(), -1)
-
     def _threshold(self, index: int) -> Tensor:
-        return self._ordered(self.running_thresholds)[index].detach()
+        return shifted(self.running_thresholds, self.threshold_offsets, self.offset_scale)[index].detach()
 
     @property
     def theta1(self) -> Tensor:
