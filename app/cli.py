@@ -15,6 +15,7 @@ from app import __version__
 from app.commands import COMMANDS, module_of
 from app.run import output, ranks
 from app.run.errors import AppError, ConfigurationError, ExitCode
+from app.run.rank_processes import ParentWatch, leave_words_to_rank_zero
 from app.run.signals import StopRequests
 
 #: commands that torchrun, or the application itself, starts once per device
@@ -79,19 +80,22 @@ def _dispatch(words: list[str]) -> int:
         raise ConfigurationError(f"unknown command {name!r}; {hint}")
     if name != "doctor":  # which reports the environment as it is
         ranks.settle(may_be_several=name in OF_SEVERAL_PROCESSES)
+        if ranks.number() > 0:
+            ParentWatch.of_this_rank().start()
     import logging
 
     # On a full disk it cannot keep its list of fonts, and does without; the framework imports it, drawing or not.
     logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
-    command = importlib.import_module(module_of(name))
     try:
+        command = importlib.import_module(module_of(name))
         return int(command.run(name, words[1:]))
     except SystemExit as leave:
         if leave.code:
             raise
         return int(ExitCode.DONE)  # a parser that has printed its help
-    except AppError as error:
-        if name in OF_SEVERAL_PROCESSES and _is_told_by_rank_zero(error):
+    except Exception as error:
+        leave_words_to_rank_zero()
+        if isinstance(error, AppError) and name in OF_SEVERAL_PROCESSES and _is_told_by_rank_zero(error):
             return int(error.exit_code)
         raise
 

@@ -2,9 +2,9 @@
 
 import functools
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import IO, Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 from app.options import Given, NonNegativeInt, PositiveInt
 from app.run.errors import ConfigurationError
 from app.run.paths import TypedPath
-from datamodules import yardsticks
+from datamodules import shared_text, yardsticks
 from datamodules.baseline import (
     CountBaseline,
     Samples,
@@ -104,6 +104,16 @@ class TokenDataModule(WindowDataModule):
                 text = held_out(text, self.tuning_fraction, self.block_size, self.is_tuning)
             self._corpus = text
         return self._corpus
+
+    def share_text(self) -> tuple[IO[bytes], list[int]] | None:
+        """What :meth:`take_text` of another process needs; None where that one has to read the text itself."""
+        self.check_source()
+        assert self._text is not None
+        return shared_text.share(self._text)
+
+    def take_text(self, descriptor: int, lengths: Sequence[int]) -> None:
+        """Takes the text that another process has read, see :mod:`datamodules.shared_text`."""
+        self._text = shared_text.take(descriptor, lengths)
 
     def open_validation(self) -> None:
         super().open_validation()

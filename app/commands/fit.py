@@ -1,5 +1,6 @@
 """``app fit``: trains a network, or goes on with a run."""
 
+import signal
 import time
 from contextlib import nullcontext, suppress
 from functools import partial
@@ -8,8 +9,10 @@ from typing import TYPE_CHECKING
 from app.commands import dry_run, fit_help
 from app.commands.picture import write_picture
 from app.run import arguments, launching, output, ranks
+from app.run.devices import n_known_processes
 from app.run.errors import AppError, ExitCode, StorageError
 from app.run.manifest import experiment
+from app.run.rank_processes import OTHERS, rank_zero
 from app.run.signals import StopRequests
 from app.run.status import finished_words, write_status
 from app.run.storage import disk_error
@@ -68,6 +71,10 @@ def _launch(launch: arguments.Launch, requests: StopRequests, words: list[str], 
         launch.trust_imports = trusted_for(launched.directory, launch.trust_imports)
     requests.at_leaving = lambda code, reason: launched.close()
     try:
+        if launched.is_launcher and not ranks.is_torchrun():
+            OTHERS.on_lost = lambda rank, code: launched.close()
+            OTHERS.say("plan", lambda: (None, launched.to_json()))
+            OTHERS.start(n_known_processes(launched.files, launch) - 1)
         return _train(launch, launched, requests, words, started)
     except SystemExit:
         if requests.requested is not None and launched.is_launcher:
@@ -77,13 +84,15 @@ def _launch(launch: arguments.Launch, requests: StopRequests, words: list[str], 
     finally:
         if launched.is_launcher:
             announced()  # what follows may be a single word
+        OTHERS.end([signal.SIGKILL])  # whoever has trained has ended by now
         launched.close()
 
 
 def _plan(launch: arguments.Launch) -> launching.Plan:
-    """What this process does; under torchrun rank zero decides and tells the others."""
+    """What this process does; rank zero decides and tells the others."""
     if not ranks.is_torchrun():
-        return launching.make(launch)
+        zero = rank_zero()
+        return launching.make(launch) if zero is None else launching.handed_over(zero.receive("plan")[0])
     from app.training.rendezvous import receive, send
 
     if ranks.number() > 0:
@@ -105,12 +114,9 @@ def _train(
 
     with quick_framework(launch.trust_imports):
         from app.training.command_line import RunCLI
-        from app.training.distributed import ParentWatch
         from app.training.run_callbacks.stopping import StopRun
         from app.training.session import Session
 
-    if not launched.is_launcher:
-        ParentWatch.of_this_rank().start()
     cli = RunCLI(launch, launched.files)
     begins("reading the text")
     data = cli.build_data()

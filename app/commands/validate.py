@@ -1,11 +1,15 @@
 """``app validate`` and ``app test``: the exact loss of a run on a whole split."""
 
-from app.run import arguments
+import signal
+
+from app.run import arguments, ranks
 from app.run.configuration import read_config
+from app.run.devices import n_known_processes
 from app.run.directory import resolve_run
 from app.run.errors import ConfigurationError, ExitCode
 from app.run.launching import weights_of
 from app.run.paths import typed_path
+from app.run.rank_processes import OTHERS
 from app.run.trust import trusted_for
 from app.run.without_packages import quick_framework
 
@@ -47,11 +51,16 @@ def run(name: str, words: list[str]) -> int:
         )
 
     launch.trust_imports = trusted_for(directory, launch.trust_imports)
-    with quick_framework(launch.trust_imports):
-        from app.training.command_line import RunCLI
-        from app.training.evaluation import evaluate
+    try:
+        if ranks.number() == 0 and not ranks.is_torchrun():
+            OTHERS.start(n_known_processes(files, launch) - 1)
+        with quick_framework(launch.trust_imports):
+            from app.training.command_line import RunCLI
+            from app.training.evaluation import evaluate
 
-    evaluated = evaluate(RunCLI(launch, files, trains=False), checkpoint, name)
+        evaluated = evaluate(RunCLI(launch, files, trains=False), checkpoint, name)
+    finally:
+        OTHERS.end([signal.SIGKILL])
     if evaluated.figures:
         print(f"run      {directory}, {checkpoint.name}")
         for key, value in evaluated.figures.items():

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,13 +9,13 @@ from typing import Any
 from app.run.arguments import Launch
 from app.run.checkpoint import list_checkpoints, newest_verified
 from app.run.configuration import ConfigFile, find_config, read_config
+from app.run.devices import trainer_option
 from app.run.directory import RunDirectory, experiment_folder, resolve_run
 from app.run.errors import ConfigurationError, IntegrityError, StorageError
 from app.run.leftovers import clear
 from app.run.lock import RunLock, is_held
 from app.run.manifest import first_weights, has_had_checkpoints, last_configuration
 from app.run.paths import require_own_folder
-from app.run.ranks import HANDOVER, number
 from app.run.same_settings import asks_for_nothing_new
 from app.run.status import finished, read_status, true_state
 
@@ -92,10 +91,6 @@ class Plan:
             with contextlib.suppress(OSError):  # something else has been put there
                 path.rmdir()
 
-    def hand_over(self) -> None:
-        """Leaves in the environment what the ranks started from this process need."""
-        os.environ[HANDOVER] = self.to_json()
-
     def to_json(self) -> str:
         """What another rank needs in order to take part, see :func:`handed_over`."""
         return json.dumps(
@@ -118,9 +113,6 @@ def make(launch: Launch) -> Plan:
             run that exists and is not resumed, or one that is in use.
         IntegrityError: a run whose checkpoints are all damaged.
     """
-    handed = os.environ.get(HANDOVER)
-    if handed and number() > 0:
-        return handed_over(handed)
     given = _given_files(launch)
     plan = Plan(files=given, stem=given[0].path.stem if given else "run")
     try:
@@ -302,13 +294,8 @@ def _begun_from(run: RunDirectory) -> Path | None:
 
 
 def _max_steps(files: list[ConfigFile], launch: Launch) -> int | None:
-    text: Any = launch.value("trainer.max_steps")
-    for file in reversed(files):
-        if text is None:
-            trainer = file.data.get("trainer")
-            text = trainer.get("max_steps") if isinstance(trainer, dict) else None
     try:
-        return int(text)
+        return int(trainer_option("max_steps", files, launch))
     except (TypeError, ValueError):
         return None
 

@@ -6,18 +6,16 @@ holds the numbers of such a launch or none, and whoever reads them there, the fr
 reads the truth.
 """
 
-import contextlib
-import json
 import os
 import socket
+import stat
 import sys
 
-from app.run.errors import ConfigurationError, RankLostError
-from app.run.lock import holder
+from app.run.errors import ConfigurationError
 
-#: how rank zero tells the ranks that it starts which run this is
-HANDOVER = "ARCHLAB_HANDOVER"
-#: process id of the launching process, for the ranks that it starts
+#: for the ranks that our own launcher starts: the socket on which it speaks to them, as descriptor:inode
+CHANNEL = "ARCHLAB_CHANNEL"
+#: and the launcher's process id
 LAUNCHER = "ARCHLAB_LAUNCHER"
 #: that torchrun has started this process
 TORCHRUN = "TORCHELASTIC_RUN_ID"
@@ -27,7 +25,7 @@ NUMBERS = (
     *("NODE_RANK", "GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_RANK", "ROLE_WORLD_SIZE"),
     *("SLURM_PROCID", "JSM_NAMESPACE_RANK"),
     *(TORCHRUN, "TORCHELASTIC_RESTART_COUNT", "TORCHELASTIC_USE_AGENT_STORE"),
-    *(HANDOVER, LAUNCHER),
+    *(CHANNEL, LAUNCHER),
 )
 #: where ranks meet; alone a choice of the user's
 MEETING_PLACE = ("MASTER_ADDR", "MASTER_PORT")
@@ -54,14 +52,13 @@ def settle(may_be_several: bool) -> None:
     Raises:
         ConfigurationError: numbers of torchrun's that cannot be, torchrun's agent does not answer, or several tasks of
             a SLURM job step, which do not know of each other.
-        RankLostError: the process that started this rank is gone already.
     """
     kept: set[str] = set()
     if may_be_several:
         if is_torchrun() and _is_rank_of_torchrun():
-            kept = {*NUMBERS, *MEETING_PLACE} - {HANDOVER, LAUNCHER}
+            kept = {*NUMBERS, *MEETING_PLACE} - {CHANNEL, LAUNCHER}
         elif _is_rank_of_ours():
-            kept = {LAUNCHER, HANDOVER, "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", *MEETING_PLACE}
+            kept = {LAUNCHER, CHANNEL, "LOCAL_RANK", *MEETING_PLACE}
         else:
             _refuse_several_tasks()
     if os.environ.get("SLURM_PROCID") == "0":
@@ -113,20 +110,25 @@ def _is_rank_of_torchrun() -> bool:
     return True
 
 
+def held_channel() -> int | None:
+    """Descriptor of the socket that our launcher has left open for this rank; None in every other process.
+
+    A variable can be left over, and a number of a process can be taken again: an open socket cannot.
+    """
+    number, _, inode = os.environ.get(CHANNEL, "").partition(":")
+    if not (_is_whole(number) and _is_whole(inode)):
+        return None
+    try:
+        status = os.fstat(int(number))
+    except (OSError, OverflowError):
+        return None
+    return int(number) if stat.S_ISSOCK(status.st_mode) and status.st_ino == int(inode) else None
+
+
 def _is_rank_of_ours() -> bool:
     """Whether our launcher, alive or not, has started this process."""
     launcher, rank = os.environ.get(LAUNCHER, ""), os.environ.get("LOCAL_RANK", "")
-    if not (_is_whole(launcher) and _is_whole(rank) and int(rank) > 0):
-        return False
-    if int(launcher) == os.getppid():
-        return True
-    with contextlib.suppress(ValueError, TypeError, KeyError):
-        run_dir = json.loads(os.environ.get(HANDOVER, ""))["run_dir"]
-        found = holder(run_dir)
-        # One that was killed leaves its lock: alone, this rank would take it over and train.
-        if found is not None and found.holder.pid == int(launcher) and not found.is_held:
-            raise RankLostError("the launching process is gone; this rank ends too")
-    return False
+    return _is_whole(launcher) and _is_whole(rank) and int(rank) > 0 and held_channel() is not None
 
 
 def _refuse_several_tasks() -> None:

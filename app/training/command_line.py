@@ -27,6 +27,7 @@ from app.run.bounded import Budget
 from app.run.configuration import LAUNCH_KEYS, ConfigFile, strict_load
 from app.run.errors import ConfigurationError, DataError
 from app.run.imports import check_trusted, make_trusted_found
+from app.run.rank_processes import OTHERS, rank_zero
 from app.training.config_errors import LINKED, ConfigErrors
 from app.training.framework_output import silence_framework
 from app.training.language_model import LanguageModelModule
@@ -253,7 +254,7 @@ class RunCLI(LightningCLI):
         words = [word for name in configs for word in ("--config", name)]
         data.prepare_command = shlex.join(["app", "prepare", *words, *self.launch.overrides])
         try:
-            data.check_source()
+            _read_once(data)
         except DataError as error:
             origins = {
                 s.path[-1]: f"{s.key} ({s.origin})"
@@ -399,6 +400,17 @@ class RunCLI(LightningCLI):
             make_reproducible(trainer.strategy.root_device)
         install(trainer)
         return trainer
+
+
+def _read_once(data: Any) -> None:
+    """Reads the text: rank zero alone, where the ranks that it has started can take what it has read."""
+    if (zero := rank_zero()) is not None and hasattr(data, "take_text"):
+        lengths, files = zero.receive("text")
+        if files:
+            data.take_text(files[0], lengths)
+    data.check_source()
+    if hasattr(data, "share_text"):
+        OTHERS.say("text", data.share_text)
 
 
 def _without_watchers(file: ConfigFile) -> ConfigFile:

@@ -3,19 +3,15 @@
 import inspect
 import os
 import signal
-import subprocess
-import sys
-import threading
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from app.run.errors import AppError, ExitCode, RankLostError
-from app.run.ranks import LAUNCHER
-from app.run.signals import exit_code_of, requested, starting_processes, waiting
+from app.run.errors import AppError, RankLostError
+from app.run.rank_processes import OTHERS, lost_message, rank_zero
+from app.run.signals import exit_code_of, requested, waiting
 from app.training.lightning_seams import OpenDDPStrategy, OpenLauncher
 
 # The argument was renamed in torch 2.13.
@@ -37,6 +33,8 @@ class Supervised:
 
     def setup_distributed(self) -> None:
         """Meets the other ranks; on several nodes that is said first, since it may take until somebody starts them."""
+        if (zero := rank_zero()) is not None:
+            os.environ.update(zero.receive("meet")[0])
         n_others = self.num_nodes * self.num_processes - 1
         place = f"{self.cluster_environment.main_address}:{self.cluster_environment.main_port}"
         others = f"for {n_others} other rank{'s' if n_others > 1 else ''} at {place}"
@@ -76,74 +74,48 @@ class SupervisedDDPStrategy(Supervised, OpenDDPStrategy):
         self.model = self.lightning_module
 
 
-OnLost = Callable[[int, int], None]
-
-
 class SupervisedLauncher(OpenLauncher):
-    """Starts the other ranks and watches them, in place of an observer that kills on any non-zero exit."""
+    """Meets the ranks that were started early, and starts those whose number only the framework knows.
 
-    #: told the local rank and exit code of a lost process, before this one ends
-    on_lost: OnLost | None = None
+    Attributes:
+        others: the ranks that this process has started.
+    """
+
+    others = OTHERS
 
     def launch(self, function: Callable, *args: Any, trainer: Any = None, **kwargs: Any) -> Any:
-        """Starts the ranks, watches them, and runs the function as rank zero.
+        """Tells the other ranks where to meet, and runs the function as rank zero.
 
         Raises:
             RankLostError: the function failed because another rank had ended.
         """
+        others, n_others = self.others, self.num_processes - 1
         self.cluster_environment.validate_settings(num_devices=self.num_processes, num_nodes=self.num_nodes)
-        os.environ[LAUNCHER] = str(os.getpid())
-        with starting_processes():
-            self.start_ranks()
-        watch = RankWatch(self.procs, self.on_lost)
-        watch.start()
+        if len(others.processes) != n_others:
+            others.end([signal.SIGKILL])
+            others.start(n_others)
+        self.procs = others.processes
+        place = self.meeting_place()
+        others.say("meet", lambda: (None, place))
         try:
             result = function(*args, **kwargs)
         except BaseException as error:
-            watch.cancel()
+            others.cancel_watch()
             is_broken = is_broken_connection(error)
             # The others leave by themselves after an agreed stop, and a lost one has an exit code to wait for.
-            self._wait_for_children(3.0 if is_broken or isinstance(error, AppError | SystemExit) else 0.0)
-            lost = lost_rank(self.procs) if is_broken else None
-            self.end_children()
+            others.wait(3.0 if is_broken or isinstance(error, AppError | SystemExit) else 0.0)
+            lost = others.lost if is_broken else None
+            others.end([signal.SIGTERM, signal.SIGKILL])
             if is_broken and (asked := requested()) is not None:
                 # All were told to stop, and the others have given up this one, or the one that hangs.
                 raise SystemExit(int(exit_code_of(asked))) from error
             if lost is not None:
                 raise RankLostError(lost_message(*lost)) from error
             raise
-        watch.cancel()
-        self._wait_for_children(10.0)
-        self.end_children()
+        others.cancel_watch()
+        others.wait(10.0)
+        others.end([signal.SIGTERM, signal.SIGKILL])
         return result
-
-    def end_children(self, patience_seconds: float = 1.0) -> None:
-        """Asks the ranks that still run to leave, then insists."""
-        for signum in (signal.SIGTERM, signal.SIGKILL):
-            for process in self.procs:
-                if process.poll() is None:
-                    process.send_signal(signum)
-            self._wait_for_children(patience_seconds)
-
-    def _wait_for_children(self, patience_seconds: float) -> None:
-        deadline = time.monotonic() + patience_seconds
-        while time.monotonic() < deadline and any(p.poll() is None for p in self.procs):
-            time.sleep(0.02)
-
-
-def lost_rank(processes: Sequence[subprocess.Popen]) -> tuple[int, int] | None:
-    """Local rank and exit code of the first process that ended badly; the processes start with rank 1."""
-    codes = (process.poll() for process in processes)
-    return next(((rank, code) for rank, code in enumerate(codes, start=1) if code), None)
-
-
-def lost_message(rank: int, code: int) -> str:
-    """What a person is told about a lost rank."""
-    cause = f"signal {-code}" if code < 0 else f"exit code {code}"
-    return (
-        f"rank {rank} was lost ({cause}); its message, if it left one, stands above. "
-        "Remedy: start the same command again with --resume auto."
-    )
 
 
 def is_broken_connection(error: BaseException) -> bool:
@@ -151,60 +123,3 @@ def is_broken_connection(error: BaseException) -> bool:
     return isinstance(error, torch.distributed.DistError) or (
         isinstance(error, RuntimeError) and any(sign in str(error) for sign in ("gloo", "NCCL"))
     )
-
-
-class RankWatch(threading.Thread):
-    """Ends this process when another rank ended badly; a collective would wait for it for ever.
-
-    Args:
-        processes: the other ranks, local rank 1 first.
-        on_lost: told which rank ended and how.
-    """
-
-    def __init__(self, processes: Sequence[subprocess.Popen], on_lost: OnLost | None):
-        super().__init__(daemon=True, name="rank-watch")
-        self.processes = processes
-        self.on_lost = on_lost
-        self._cancelled = threading.Event()
-
-    def cancel(self) -> None:
-        self._cancelled.set()
-
-    def run(self) -> None:
-        while not self._cancelled.wait(0.5):
-            lost = lost_rank(self.processes)
-            # An exception of this rank may be what brought the other down: let it speak first.
-            if lost is None or self._cancelled.wait(2.0):
-                continue
-            if requested() is not None:  # we are leaving, in whatever way
-                continue
-            for process in self.processes:
-                if process.poll() is None:
-                    process.kill()
-            if self.on_lost is not None:
-                self.on_lost(*lost)
-            print(f"error: {lost_message(*lost)}", file=sys.stderr, flush=True)
-            os._exit(ExitCode.RANK_LOST)
-
-
-class ParentWatch(threading.Thread):
-    """Ends this rank when the process that started it is gone; nobody else would.
-
-    Args:
-        parent: process id of that process.
-    """
-
-    def __init__(self, parent: int):
-        super().__init__(daemon=True, name="parent-watch")
-        self.parent = parent
-
-    @classmethod
-    def of_this_rank(cls) -> "ParentWatch":
-        """Watches our launcher, also where it has ended before this is called; else whoever is the parent."""
-        return cls(int(os.environ.get(LAUNCHER) or os.getppid()))
-
-    def run(self) -> None:
-        while os.getppid() == self.parent:
-            time.sleep(0.5)
-        print("error: the launching process is gone; this rank ends too", file=sys.stderr, flush=True)
-        os._exit(ExitCode.RANK_LOST)

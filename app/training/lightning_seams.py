@@ -9,6 +9,7 @@ the framework's restart bookkeeping, whose outcome depends on the hook in which 
 """
 
 import copy
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -270,11 +271,18 @@ def forget_forwards(part: Any) -> None:
 
 
 class OpenLauncher(_SubprocessScriptLauncher):
-    """Starts the other ranks, and leaves it to its heirs to watch them."""
+    """Leaves it to its heirs to start the other ranks and to watch them."""
 
-    def start_ranks(self) -> None:
-        """Starts them; ``procs`` are their processes, local rank 1 first."""
-        self._call_children_scripts()
+    def meeting_place(self) -> dict[str, str]:
+        """Makes this process rank zero of its machine; what the others need in their environment to join it."""
+        place = {
+            "MASTER_ADDR": self.cluster_environment.main_address,
+            "MASTER_PORT": str(self.cluster_environment.main_port),
+            "NODE_RANK": str(self.cluster_environment.node_rank()),
+            "WORLD_SIZE": str(self.num_processes * self.num_nodes),
+        }
+        os.environ.update(place | {"LOCAL_RANK": "0"})
+        return place
 
 
 class OpenAveraging(WeightAveraging):

@@ -17,6 +17,7 @@ from app.run.errors import ConfigurationError, ExitCode
 from app.run.launching import Plan
 from app.run.leftovers import clear
 from app.run.randomness import seed_initialisation
+from app.run.rank_processes import OTHERS
 from app.run.same_settings import digest
 from app.run.saved_state import STATE_KEY
 from app.run.signals import StopRequests
@@ -24,7 +25,6 @@ from app.run.status import read_status, write_status
 from app.run.terminal import clock, say
 from app.training.command_line import RunCLI
 from app.training.counts import print_counts
-from app.training.distributed import SupervisedLauncher
 from app.training.estimate import describe_network, device_name
 from app.training.first_weights import take_weights
 from app.training.language_model import LanguageModelModule
@@ -142,8 +142,6 @@ class Session:
 
     def fit(self) -> None:
         assert self.trainer is not None and self.model is not None
-        if self.launched.is_launcher and self.trainer.world_size > 1:
-            self.launched.hand_over()
         self.trainer.fit(
             self.model,
             datamodule=self.data,
@@ -225,9 +223,7 @@ class Session:
             raise ConfigurationError(problems) from error
         self._check_validation()
         described["place"] = self._place()
-        launcher = self.trainer.strategy.launcher
-        if isinstance(launcher, SupervisedLauncher):
-            launcher.on_lost = self._lost
+        OTHERS.on_lost = self._lost
 
     def _check_validation(self) -> None:
         """A share of the validation split that is less than a batch would be none."""
@@ -249,7 +245,7 @@ class Session:
 
     def _lost(self, rank: int, code: int) -> None:
         reason = f"rank {rank} was lost (code {code})"
-        if self.launched.may_write:
+        if self.is_recorded and self.launched.may_write:
             write_status(self.directory.status, "failed", self.step, int(ExitCode.RANK_LOST), reason)
         self.launched.close()
 

@@ -22,7 +22,7 @@ LEFT_OVER = {
     "nonsense": {"RANK": "abc", "LOCAL_RANK": "", "WORLD_SIZE": "-1", "SLURM_PROCID": "x"},
     "node": {"NODE_RANK": "1", "GROUP_RANK": "1"},
     "torchrun": {"TORCHELASTIC_RUN_ID": "none", "RANK": "1", "WORLD_SIZE": "2"},
-    "hand-over": {"ARCHLAB_HANDOVER": "{}", "ARCHLAB_LAUNCHER": "1", "LOCAL_RANK": "1"},
+    "channel": {"ARCHLAB_CHANNEL": "3:1", "ARCHLAB_LAUNCHER": "1", "LOCAL_RANK": "1"},
 }
 #: the tests' processes have imported the framework before; it reads these variables when it is
 AS_IMPORTED = faults.replaced(
@@ -39,7 +39,7 @@ def note(variables: dict[str, str]) -> str:
 
 ORDER = (
     "RANK", "LOCAL_RANK", "WORLD_SIZE", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID", "TORCHELASTIC_RUN_ID",
-    "ARCHLAB_HANDOVER", "ARCHLAB_LAUNCHER", "MASTER_ADDR", "MASTER_PORT",
+    "ARCHLAB_CHANNEL", "ARCHLAB_LAUNCHER", "MASTER_ADDR", "MASTER_PORT",
 )  # fmt: skip
 
 
@@ -111,7 +111,7 @@ def a_mistake_of_one_is_told(application: Application, reference: Reference, run
 
 
 JOBS: dict[str, Callable[[Application, Reference, Path], None]] = {
-    **{name: partial(trains, variables=LEFT_OVER[name]) for name in ("rank", "nonsense", "hand-over")},
+    **{name: partial(trains, variables=LEFT_OVER[name]) for name in ("rank", "nonsense", "channel")},
     "own ranks": starts_its_own_ranks,
     "mistake of all": a_mistake_of_all_is_told_once,
     "mistake of one": a_mistake_of_one_is_told,

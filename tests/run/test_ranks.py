@@ -1,18 +1,15 @@
 """Numbers in the environment: whose they are."""
 
-import json
 import os
 import socket
-import subprocess
-import sys
+import tempfile
 from collections.abc import Iterator, Mapping
-from pathlib import Path
+from typing import Any
 
 import pytest
 
 from app.run import ranks
-from app.run.errors import ConfigurationError, RankLostError
-from app.run.lock import RunLock
+from app.run.errors import ConfigurationError
 
 TORCHRUN = {
     "TORCHELASTIC_RUN_ID": "none",
@@ -128,47 +125,36 @@ def test_nonsense_in_a_launch_of_torchrun_is_refused(name: str, value: str, said
     assert said in problem
 
 
-def test_ranks_of_our_launcher(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    variables = {
-        ranks.LAUNCHER: str(os.getppid()),
-        ranks.HANDOVER: json.dumps({"run_dir": str(tmp_path)}),
-        "LOCAL_RANK": "1",
-        "WORLD_SIZE": "2",
-        "NODE_RANK": "0",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": "1",
-    }
-    assert settled(variables) == variables
-    assert ranks.number() == 1
-    assert capsys.readouterr().err == ""
-    # What a callback of the launcher's starts is no rank; neither is a child of a rank, nor one of long ago.
-    assert settled(variables | {"LOCAL_RANK": "0"}) == {}
-    for launcher in (os.getpid(), ended_process(), "", "abc"):
-        assert settled(variables | {ranks.LAUNCHER: str(launcher)}) == {}
-    for handover in ("", "{}", "[", "[]"):
-        variables |= {ranks.HANDOVER: handover, ranks.LAUNCHER: str(ended_process())}
-        assert settled(variables) == {}
+def test_ranks_of_our_launcher(capsys: pytest.CaptureFixture[str]) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        variables = {
+            ranks.LAUNCHER: str(os.getppid()),
+            ranks.CHANNEL: channel_of(theirs),
+            "LOCAL_RANK": "1",
+            "MASTER_ADDR": "127.0.0.1",
+        }
+        assert settled(variables) == variables
+        assert ranks.number() == 1
+        assert capsys.readouterr().err == ""
+        # Also where the launcher is gone by now: what holds its socket never goes on by itself.
+        variables |= {ranks.LAUNCHER: "1234567"}
+        assert settled(variables) == variables
+        # What a callback of the launcher's starts is no rank; neither is a child of a rank, nor one of long ago.
+        for other in (
+            {"LOCAL_RANK": "0"},
+            {ranks.LAUNCHER: ""},
+            {ranks.LAUNCHER: "abc"},
+            *({ranks.CHANNEL: value} for value in ("", "{}", "1:2", f"{theirs.fileno()}:1", f"{1 << 70}:1")),
+        ):
+            assert settled(variables | other) == {}
+        with tempfile.TemporaryFile() as file:  # of that number and inode, but nobody speaks there
+            assert settled(variables | {ranks.CHANNEL: channel_of(file)}) == {}
+    assert settled(variables) == {}
 
 
-def test_a_rank_whose_launcher_was_killed_does_not_go_on_by_itself(tmp_path: Path) -> None:
-    # As after kill -9: the lock is still there, and its holder is not.
-    program = "import os, sys; from app.run.lock import RunLock; RunLock(sys.argv[1]).acquire(); print(os.getpid(), flush=True); os._exit(0)"
-    killed = subprocess.run([sys.executable, "-c", program, tmp_path], capture_output=True, text=True).stdout
-    variables = {
-        ranks.LAUNCHER: killed.strip(),
-        ranks.HANDOVER: json.dumps({"run_dir": str(tmp_path)}),
-        "LOCAL_RANK": "1",
-    }
-    with pytest.raises(RankLostError, match="the launching process is gone"):
-        settled(variables)
-    with RunLock(tmp_path):  # somebody goes on with the run already
-        assert settled(variables) == {}
-
-
-def ended_process() -> int:
-    process = subprocess.Popen(["true"])
-    process.wait()
-    return process.pid
+def channel_of(opened: Any) -> str:
+    return f"{opened.fileno()}:{os.fstat(opened.fileno()).st_ino}"
 
 
 @pytest.mark.parametrize("procid", ["0", "3"])

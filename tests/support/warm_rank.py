@@ -3,45 +3,48 @@
 import json
 import os
 import signal
+import socket
 from collections.abc import Callable, Sequence
 
-from lightning.pytorch.strategies.launchers import subprocess_script
+from app.run import rank_processes
 
 
 def prepare(become: Callable[[Sequence[str]], None]) -> None:
-    """Forks a rank in advance, a child of this process, and lets the framework's launcher start that one.
+    """Forks a rank in advance, a child of this process, and lets the launcher start that one.
 
     To be called while the process is as it was forked. The rank waits until the launcher would run a command,
-    and then becomes that command, with the environment that it is given.
+    and then becomes that command, with the environment and the descriptor that it is given.
 
     Args:
         become: runs the application with these words and ends the process.
     """
-    read, write = os.pipe()
+    theirs, ours = socket.socketpair()
     pid = os.fork()
     if pid == 0:
-        os.close(write)
-        with os.fdopen(read) as pipe:
-            text = pipe.read()
+        ours.close()
+        with theirs:
+            text, files, _, _ = socket.recv_fds(theirs, 1 << 20, 1)
         if not text:  # the launcher has ended without a command
             os._exit(0)
         request = json.loads(text)
+        os.dup2(files[0], request["descriptor"])
         os.environ.clear()
         os.environ.update(request["environment"])
         become(request["arguments"])
-    os.close(read)
+    theirs.close()
 
-    def start(command: Sequence[str], env: dict[str, str], cwd: str | None) -> WarmRank:
+    def start(command: Sequence[str], env: dict[str, str], pass_fds: Sequence[int]) -> WarmRank:
         _, module, name, *arguments = command
-        assert (module, name, cwd) == ("-m", "app.__main__", None), command
-        with os.fdopen(write, "w") as pipe:
-            json.dump({"environment": env, "arguments": arguments}, pipe)
+        assert (module, name) == ("-m", "app.__main__"), command
+        request = {"environment": env, "arguments": arguments, "descriptor": pass_fds[0]}
+        with ours:
+            socket.send_fds(ours, [json.dumps(request).encode()], pass_fds)
         return WarmRank(pid)
 
     class Module:
         Popen = staticmethod(start)
 
-    subprocess_script.subprocess = Module
+    rank_processes.subprocess = Module  # type: ignore[assignment]
 
 
 class WarmRank:

@@ -5,7 +5,6 @@ import signal
 import time
 from multiprocessing.connection import Connection
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,14 +12,11 @@ import torch
 import torch.distributed as dist
 
 from app.run.errors import AppError, RankLostError
+from app.run.rank_processes import OtherRanks
 from app.run.signals import StopRequests
 from app.training.distributed import (
-    LAUNCHER,
-    ParentWatch,
-    RankWatch,
     SupervisedLauncher,
     is_broken_connection,
-    lost_rank,
 )
 from app.training.options.trainer_rules import is_distributed
 from app.training.rank_reduction import mean_over_ranks
@@ -66,19 +62,12 @@ def test_a_mean_over_ranks_has_the_gradient_of_the_whole(tmp_path: Path) -> None
 class Ended:
     def __init__(self, code: int | None):
         self.code = code
-        self.sent: list[int] = []
 
     def poll(self) -> int | None:
         return self.code
 
     def send_signal(self, signum: int) -> None:
-        self.sent.append(signum)
-
-
-def test_the_first_lost_rank_is_named() -> None:
-    codes: list[Any] = [Ended(0), Ended(None), Ended(-9), Ended(1)]
-    assert lost_rank(codes) == (3, -9)
-    assert lost_rank(codes[:2]) is None
+        pass
 
 
 def test_what_a_broken_connection_looks_like() -> None:
@@ -102,17 +91,16 @@ def test_whose_failure_it_was(
 ) -> None:
     with pytest.raises(expected):
         launched_and_failed(monkeypatch, code, raised)
-    assert os.environ[LAUNCHER] == str(os.getpid())
 
 
 def launched_and_failed(monkeypatch: pytest.MonkeyPatch, code: int | None, raised: Exception) -> None:
     """A launch whose own part raises this, with another rank that has ended with the code, or with none yet."""
-    monkeypatch.setattr(
-        SupervisedLauncher, "_call_children_scripts", lambda self: setattr(self, "procs", [Ended(code)])
-    )
+    others = OtherRanks()
+    monkeypatch.setattr(others, "start", lambda n: others.processes.append(Ended(code)))  # type: ignore[arg-type]
+    monkeypatch.setattr(SupervisedLauncher, "others", others)
+    monkeypatch.setattr(SupervisedLauncher, "meeting_place", lambda self: {})
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
     monkeypatch.setattr(time, "monotonic", iter(range(1_000_000)).__next__)
-    monkeypatch.setenv(LAUNCHER, "")
 
     class Environment:
         creates_processes_externally = False
@@ -138,37 +126,6 @@ def test_ranks_that_were_all_told_to_stop_are_not_lost(
         assert leave.value.code == 143
     finally:
         requests.restore()
-
-
-@pytest.mark.parametrize("is_told", [False, True])
-def test_the_launcher_alone_ends_a_run_that_was_told_to_stop(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], is_told: bool
-) -> None:
-    requests = StopRequests()
-    left: list[int] = []
-    monkeypatch.setattr(os, "_exit", left.append)
-    others: list[Any] = [Ended(143)]
-    watch = RankWatch(others, None)
-    looks = iter(
-        [False, False, True]
-    )  # not cancelled while it looks, nor while it waits for a better explanation
-    monkeypatch.setattr(watch, "_cancelled", SimpleNamespace(wait=lambda seconds: next(looks)))
-    if is_told:
-        requests.note(signal.SIGTERM)
-    try:
-        watch.run()
-    finally:
-        requests.restore()
-    assert left == ([] if is_told else [6])
-    assert ("rank 1 was lost" in capfd.readouterr().err) == (not is_told)
-
-
-def test_a_launcher_that_ended_before_the_watch_is_missed_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(LAUNCHER, "1234567")
-    left: list[int] = []
-    monkeypatch.setattr(os, "_exit", left.append)
-    ParentWatch.of_this_rank().run()
-    assert left == [6]
 
 
 @pytest.mark.parametrize(

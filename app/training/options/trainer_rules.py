@@ -10,6 +10,7 @@ from lightning.pytorch.plugins.environments import LightningEnvironment, TorchEl
 
 from app.options import PositiveInt, Said, defaults, options_of, shown
 from app.run import ranks
+from app.run.devices import asked_devices
 from app.training.distributed import SupervisedDDPStrategy
 from app.training.options.help import meanings
 from app.training.sharded import SupervisedFSDPStrategy
@@ -182,7 +183,7 @@ def device_problems(given: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             )
         return
     try:
-        asked = _asked(devices)
+        asked = asked_devices(devices)
     except ValueError:
         yield "devices", f"{devices!r} is no number of devices; write how many, or which ones as [0, 2]"
         return
@@ -203,7 +204,7 @@ def device_problems(given: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 def is_distributed(arguments: Mapping[str, Any]) -> bool:
     """Whether these trainer arguments ask for more than one process."""
     try:
-        asked = _asked(arguments["devices"])
+        asked = asked_devices(arguments["devices"])
     except ValueError:  # the framework says what is wrong with it
         asked = 1
     if asked is None:
@@ -212,17 +213,3 @@ def is_distributed(arguments: Mapping[str, Any]) -> bool:
     else:
         n_devices = len(asked) if isinstance(asked, list) else asked
     return arguments["num_nodes"] > 1 or n_devices > 1
-
-
-def _asked(devices: Any) -> int | list[int] | None:
-    """How many devices, or which ones; None for all that there are. From a command line they may come as text.
-
-    Raises:
-        ValueError: it is neither.
-    """
-    if isinstance(devices, list):
-        return devices
-    text = str(devices).strip()
-    if text in ("auto", "-1"):
-        return None
-    return [int(word) for word in text.split(",") if word.strip()] if "," in text else int(text)
