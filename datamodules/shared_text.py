@@ -8,6 +8,7 @@ that somebody else could have written.
 import io
 import itertools
 import mmap
+import os
 import pickle
 import tempfile
 from collections.abc import Sequence
@@ -52,12 +53,22 @@ def share(corpus: Corpus) -> tuple[IO[bytes], list[int]] | None:
     except _NotShared:
         return None
     parts = [stream.getbuffer(), *(buffer.raw() for buffer in buffers)]
-    file = tempfile.TemporaryFile()  # noqa: SIM115 - it lives for as long as somebody may ask for it
-    for part in parts:
-        file.write(part)
-        file.write(bytes(-len(part) % _ALIGNMENT))
-    file.flush()
+    try:
+        file = _without_name()
+        for part in parts:
+            file.write(part)
+            file.write(bytes(-len(part) % _ALIGNMENT))
+        file.flush()
+    except OSError:  # no room
+        return None
     return file, [len(part) for part in parts]
+
+
+def _without_name() -> IO[bytes]:
+    """A file that vanishes with the last process that has it open: in memory, where the system has such files."""
+    if hasattr(os, "memfd_create"):
+        return os.fdopen(os.memfd_create("text"), "w+b")
+    return tempfile.TemporaryFile()
 
 
 def take(descriptor: int, lengths: Sequence[int]) -> Corpus:

@@ -27,6 +27,7 @@ from typing import IO, Any
 from app.run.errors import ExitCode, RankLostError
 from app.run.ranks import CHANNEL, LAUNCHER, held_channel
 from app.run.signals import requested, starting_processes
+from app.run.watch import end_descendants
 
 OnLost = Callable[[int, int], object]
 _LENGTH = struct.Struct("!I")
@@ -184,12 +185,15 @@ class RankWatch(threading.Thread):
                 continue
             if requested() is not None:  # we are leaving, in whatever way
                 continue
-            for process in self.ranks.processes:
-                if process.poll() is None:
-                    process.kill()
-            self.ranks.on_lost(*lost)
-            print(f"error: {lost_message(*lost)}", file=sys.stderr, flush=True)
-            os._exit(ExitCode.RANK_LOST)
+            try:
+                for process in self.ranks.processes:
+                    if process.poll() is None:
+                        process.kill()
+                self.ranks.on_lost(*lost)
+                print(f"error: {lost_message(*lost)}", file=sys.stderr, flush=True)
+                end_descendants()  # this process may have been preparing the text with several others
+            finally:
+                os._exit(ExitCode.RANK_LOST)
 
 
 class RankZero:

@@ -74,3 +74,18 @@ def test_what_is_mapped_without_a_name_is_read_by_each(text: Path, tmp_path: Pat
     data = CharDataModule(path=str(text), block_size=16, batch_size=2, data_dir=str(tmp_path / "data"))
     assert data.share_text() is None
     assert shared_text.share(data.check_source()) is None
+
+
+def test_where_there_is_no_room_each_reads_the_text(text: Path, monkeypatch: Any) -> None:
+    def full() -> Any:
+        raise OSError(28, "No space left on device")
+
+    data = CharDataModule(path=str(text), block_size=16, batch_size=2)
+    monkeypatch.setattr(shared_text, "_without_name", full)
+    assert data.share_text() is None
+
+
+def test_a_file_that_only_has_no_name_is_shared_too(text: Path, monkeypatch: Any) -> None:
+    monkeypatch.delattr(os, "memfd_create", raising=False)
+    data = CharDataModule(path=str(text), block_size=16, batch_size=2)
+    assert_same(taken(data), data.check_source())
