@@ -3,7 +3,7 @@
 import inspect
 import os
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from app.run.errors import AppError, RankLostError
 from app.run.rank_processes import OTHERS, lost_message, rank_zero
 from app.run.signals import exit_code_of, requested, waiting
 from app.training.lightning_seams import OpenDDPStrategy, OpenLauncher
+from app.training.local_store import meet, open_meeting
 
 # The argument was renamed in torch 2.13.
 _NO_BUFFER_SYNC = (
@@ -36,8 +37,9 @@ class Supervised:
         if (zero := rank_zero()) is not None:
             os.environ.update(zero.receive("meet")[0])
         n_others = self.num_nodes * self.num_processes - 1
-        place = f"{self.cluster_environment.main_address}:{self.cluster_environment.main_port}"
-        others = f"for {n_others} other rank{'s' if n_others > 1 else ''} at {place}"
+        others = f"for {n_others} other rank{'s' if n_others > 1 else ''}"
+        if self.num_nodes > 1:
+            others += f" at {self.cluster_environment.main_address}:{self.cluster_environment.main_port}"
         if self.num_nodes > 1 and self.local_rank == 0:
             print(
                 f"waiting  {others} (MASTER_ADDR, MASTER_PORT); this is node {self.node_rank} of {self.num_nodes}, "
@@ -45,6 +47,7 @@ class Supervised:
                 flush=True,
             )
         with waiting(others):
+            meet(self)
             super().setup_distributed()  # type: ignore[misc]
 
     def make_launcher(self) -> "SupervisedLauncher":
@@ -95,7 +98,7 @@ class SupervisedLauncher(OpenLauncher):
             others.end([signal.SIGKILL])
             others.start(n_others)
         self.procs = others.processes
-        place = self.meeting_place()
+        place = self.meeting_place() | (open_meeting() if self.num_nodes == 1 else {})
         others.say("meet", lambda: (None, place))
         try:
             result = function(*args, **kwargs)

@@ -8,12 +8,15 @@ it alone when to validate, whether a resumed run still has something to do, and 
 the framework's restart bookkeeping, whose outcome depends on the hook in which a checkpoint was written.
 """
 
+import atexit
 import copy
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
+import torch
+from lightning.fabric.utilities.distributed import _destroy_dist_connection
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.loops.fit_loop import _FitLoop
@@ -25,6 +28,7 @@ from lightning.pytorch.strategies.parallel import ParallelStrategy
 from lightning.pytorch.trainer.connectors.logger_connector.logger_connector import _LoggerConnector
 from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector
 from torch import nn
+from torch.distributed import Store
 from torch.nn.parallel import DistributedDataParallel
 
 
@@ -210,6 +214,29 @@ class OpenDDPStrategy(DDPStrategy):
         if not self.cluster_environment.creates_processes_externally:
             self._launcher = self.make_launcher()
             self._rdzv_store = None
+
+
+def begin_process_group(strategy: Any, store: Store) -> None:
+    """Begins the group of all ranks of one machine at a store of ours.
+
+    The framework's own way (2.6) knows PyTorch's store alone; it leaves a group as it is that has begun.
+
+    Args:
+        strategy: of the trainer.
+        store: where the ranks meet.
+    """
+    device, backend = strategy.root_device, strategy._get_process_group_backend()
+    store.set_timeout(strategy._timeout)
+    torch.distributed.init_process_group(
+        backend,
+        store=store,
+        rank=strategy.local_rank,
+        world_size=strategy.num_processes,
+        timeout=strategy._timeout,
+        device_id=None if device.type == "cpu" else device,
+    )
+    if backend == "nccl":
+        atexit.register(_destroy_dist_connection)  # as the framework does
 
 
 class OpenShardedStrategy(ModelParallelStrategy):

@@ -206,7 +206,33 @@ def test_the_hash_costs_a_tenth_at_most(
     assert hashed <= 1.1 * plain
 
 
-ADDRESS = re.compile(r'(?:inet_addr\("([^"]+)"\)|inet_pton\(AF_INET6, "([^"]+)")')
+#: addresses in a line of strace's: those that a call names, and where a socket of TCP is open to others from then on
+ADDRESS = re.compile(r'inet_addr\("([^"]+)"\)|inet_pton\(AF_INET6, "([^"]+)"')
+LISTENS = re.compile(r" listen\(\d+<TCP(?:v6)?:\[\[?([0-9a-f.:]+?)\]?:\d+\]>")
+
+
+def addresses(line: str) -> list[str]:
+    """Those with which a call leaves the process, or lets others in."""
+    if " listen(" in line and "<UNIX" not in line:
+        return LISTENS.findall(line) or ["unknown"]
+    if " bind(" in line and "<TCP" in line:
+        return []  # to find a free port, and closed again, or it will listen
+    return [four or six for four, six in ADDRESS.findall(line)]
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ('1 connect(5<TCP:[6]>, {sin_port=htons(53), sin_addr=inet_addr("10.0.0.1")}, 16) = 0', ["10.0.0.1"]),
+        ('1 bind(5<UDP:[6]>, {sin_port=htons(0), sin_addr=inet_addr("0.0.0.0")}, 16) = 0', ["0.0.0.0"]),
+        ('1 bind(5<TCP:[6]>, {sin_port=htons(0), sin_addr=inet_addr("0.0.0.0")}, 16) = 0', []),
+        ("1 listen(5<TCP:[0.0.0.0:80]>, -1 <unfinished ...>", ["0.0.0.0"]),
+        ("1 listen(5<TCPv6:[[::]:80]>, 5) = 0", ["::"]),
+        ("1 listen(5<TCP:[6]>, 5) = 0", ["unknown"]),
+    ],
+)
+def test_an_address_is_seen(line: str, found: list[str]) -> None:
+    assert addresses(line) == found
 
 
 @pytest.mark.parametrize("n_ranks", [1, 2])
@@ -223,7 +249,8 @@ def test_no_socket_leads_elsewhere(
     )  # fmt: skip
     for words in commands:
         ended = subprocess.run(
-            [program, "-f", "--seccomp-bpf", "-qq", "-o", str(calls), "-e", "trace=connect,bind,sendto,sendmsg",
+            [program, "-f", "-yy", "--seccomp-bpf", "-qq", "-o", str(calls),
+             "-e", "trace=connect,bind,listen,sendto,sendmsg,sendmmsg",
              sys.executable, "-m", "app", *map(str, words)],
             cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=600,
         )  # fmt: skip
@@ -231,12 +258,11 @@ def test_no_socket_leads_elsewhere(
             pytest.skip("this machine lets no process be traced")
         assert ended.returncode == 0, ended.stderr
         lines = calls.read_text().splitlines()
-        n_calls += sum(bool(ADDRESS.search(line)) for line in lines)
+        n_calls += sum(bool(addresses(line)) for line in lines)
         elsewhere = [
             line
             for line in lines
-            for four, six in ADDRESS.findall(line)
-            if not (four.startswith("127.") or six in ("::1", "::ffff:127.0.0.1"))
+            if any(not place.startswith("127.") and place != "::1" for place in addresses(line))
         ]
         assert not elsewhere, f"{words[0]}: {elsewhere[:5]}"
     record_property("figure", f"{n_ranks} ranks: {n_calls} calls with an address, all of this machine alone")
