@@ -1,5 +1,6 @@
 """Steps made twice: the same micro-batches from the same state, whose gradients must be equal to the bit."""
 
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -22,7 +23,8 @@ class RepeatedSteps:
     A unit that errs repeatedly is found; an error that happens once, in one gradient of one step, is found if it
     falls on one of these steps: with probability 1/n. A step that is made twice runs eagerly.
 
-    Of a run of one process.
+    Several ranks make it again together, with all that they say to each other: each compares the gradients that came
+    out of the sum over ranks.
 
     Args:
         every_n_steps: which steps, >= 1.
@@ -112,7 +114,9 @@ class RepeatedSteps:
         losses, strategy = [], trainer.strategy
         for micro_step, (batch, batch_idx, _) in enumerate(self._made):
             rekey(self.seed, trainer.global_step, micro_step, trainer.global_rank)
-            with torch.enable_grad():
+            is_summed = trainer.world_size == 1 or micro_step == len(self._made) - 1
+            # Ranks add their gradients up with the last micro-batch alone, as they did before.
+            with nullcontext() if is_summed else strategy.block_backward_sync(), torch.enable_grad():
                 loss = strategy.training_step(batch, batch_idx)["loss"]
                 losses.append(loss.detach())
                 # Not by the strategy: callbacks of a backward pass are told of the first one alone.

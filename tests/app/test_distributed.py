@@ -10,6 +10,7 @@ import pytest
 from torch.distributed import TCPStore
 
 from tests.app.conftest import Reference
+from tests.app.test_equilibrium import equilibrium
 from tests.support import faults, runs, tiny
 from tests.support.application import (
     REPOSITORY,
@@ -65,6 +66,10 @@ def test_two_ranks_make_the_steps_of_one(application: Application, tmp_path: Pat
         tmp_path / "config.yaml", tiny.tilelli(tiny.write_text(tmp_path / "text.txt"), **settings)
     )
     application.fit(config, tmp_path / "run", *TWO, "--trust_imports", "one_process", warm_rank=True)
+    for words in (("replay", tmp_path / "run", "--step", 5), ("verify", tmp_path / "run")):
+        refused = application.run(*words, cwd=tmp_path)
+        assert refused.code == 2, refused
+        assert "were made by several processes, which add up in another order than one" in refused.err
     compared = json.loads(found.read_text())
     assert runs.launches(tmp_path / "run")[0]["world_size"] == 2
     flipped = [entry for entry in compared if entry["flips"]]
@@ -282,6 +287,66 @@ def test_a_loss_that_is_not_finite_on_one_rank(application: Application, tmp_pat
     assert "first module with a non-finite output: the network (GPT)" in ended.err
     assert "Traceback" not in ended.err
     assert_gone(pids, 10)
+
+
+GUARDS = ("--verify_state", "true", "--verify_every_n_steps", 2)
+FLIPS = "self.network.blocks[0].mlp.proj.weight.data.view(-1).view(torch.int32)[3] ^= 1 << 20"
+
+
+@side_by_side
+def test_a_bit_that_flips_on_one_rank(application: Application, tmp_path: Path) -> None:
+    """Before it, steps are made twice by both, to the same bits."""
+    text = tiny.write_text(tmp_path / "text.txt")
+    config = tiny.write(
+        tmp_path / "config.yaml",
+        tiny.gpt(text, checkpoint_every_n_steps=5, trainer__accumulate_grad_batches=2),
+    )
+    words = ("fit", "--config", config, "--run_dir", tmp_path / "run", *GUARDS, *TWO)
+    fault = on_rank(1, faults.at("step", FLIPS, 9))
+    ended = application.run(*words, cwd=tmp_path, prelude=fault, warm_rank=True)
+    assert ended.code == 4, ended
+    assert ": rank 1 has found a difference; no update was made from it" in ended.err
+    assert "before the update of step 9: weights: " in ended.err
+    assert "by one bit, number 20 of a 32-bit word" in ended.err
+    assert "last good checkpoint: resume-000005.ckpt" in ended.err
+    assert "Traceback" not in ended.err
+    assert runs.status(tmp_path / "run")["exit_code"] == 4
+    assert runs.saved_steps(tmp_path / "run") == [5]
+
+
+@pytest.mark.stress
+@side_by_side
+def test_guards_change_no_bit_of_a_run_on_two_ranks(application: Application, tmp_path: Path) -> None:
+    text = tiny.write_text(tmp_path / "text.txt")
+    for name, make, settings in (
+        ("gpt", tiny.gpt, {"trainer__accumulate_grad_batches": 2}),
+        ("tilelli", tiny.tilelli, {"model__init_args__dropout": 0.1}),
+        ("equilibrium", equilibrium, {"trainer__max_steps": 20}),
+    ):
+        config = tiny.write(tmp_path / f"{name}.yaml", make(text, **settings))
+        plain, guarded = (tmp_path / f"{name}-{kind}" for kind in ("plain", "guarded"))
+        application.fit(config, plain, *TWO, warm_rank=True)
+        application.fit(config, guarded, *TWO, *GUARDS, warm_rank=True)
+        differences = runs.run_differences(guarded, plain)
+        assert not [each for each in differences if "/configuration/verify_" not in each], differences
+
+
+@pytest.mark.stress
+@side_by_side
+def test_a_gradient_that_errs_on_one_rank(application: Application, tmp_path: Path) -> None:
+    """In a step that is made twice, before the ranks add up: both see that the sum is another one."""
+    text = tiny.write_text(tmp_path / "text.txt")
+    config = tiny.write(tmp_path / "config.yaml", tiny.gpt(text))
+    once = "gradient if seen else (seen.append(0) or gradient * 2)"
+    errs = (
+        f"seen = []; self.network.blocks[0].mlp.proj.weight.register_hook(lambda gradient, seen=seen: {once})"
+    )
+    words = ("fit", "--config", config, "--run_dir", tmp_path / "run", *GUARDS, *TWO)
+    fault = on_rank(1, faults.at("step", errs, 8))
+    ended = application.run(*words, cwd=tmp_path, prelude=fault, warm_rank=True)
+    assert ended.code == 4, ended
+    said = "before the update of step 8: made twice, these were not the same: gradient of blocks.0.mlp.proj.weight"
+    assert ended.err.count(said) == 2, ended
 
 
 @pytest.mark.stress

@@ -6,6 +6,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from app.run.errors import ConfigurationError, IntegrityError
+from app.training.distributed import SupervisedDDPStrategy
 from app.training.guards import Guards
 from app.training.language_model import LanguageModelModule
 from app.training.repeated_steps import RepeatedSteps
@@ -40,9 +41,11 @@ class IntegrityStop(Callback):
         Raises:
             ConfigurationError: the module would not ask them, or steps cannot be made twice to the same bits.
         """
-        if self.guards.repeated is not None and trainer.world_size > 1:
+        is_whole = trainer.world_size == 1 or isinstance(trainer.strategy, SupervisedDDPStrategy)
+        if self.guards.repeated is not None and not is_whole:
             raise ConfigurationError(
-                "verify_every_n_steps: steps of several processes are not made twice; leave it out, or train in one"
+                f"verify_every_n_steps: steps are made twice by one process or data parallel, not by "
+                f"{type(trainer.strategy).__name__}; leave one of them out"
             )
         if self.guards.repeated is not None and not is_reproducible(trainer.strategy.root_device):
             raise ConfigurationError(
