@@ -17,9 +17,10 @@ from torch import Tensor
 from app.bench.parity import GRADIENT, OUTPUT, exact_products, relative_error
 from app.bench.paths import StepPath
 from app.bench.report import Finding
-from app.bench.steps import Batch, Subject, compile_in_place, gradients
+from app.bench.steps import Batch, Subject, gradients
 from app.bench.trainers import bare_trainer, loader, silent
 from app.run.errors import words_of
+from app.training.compiled import MODES, compile_in_place
 from app.training.language_model import LanguageModelModule
 from app.training.run_callbacks.graphed_steps import GraphedSteps
 from app.training.run_callbacks.step_keys import StepKeys
@@ -100,7 +101,7 @@ def compiled(subject: Subject, n_tokens: int, path: StepPath) -> Finding:
     exact = Subject(subject.name, subject.device, "32-true", subject.sizes, subject.trusted)
     network = exact.module().network.train()
     ours = copy.deepcopy(network)
-    compile_in_place(ours, path)
+    compile_in_place(ours, MODES[path])
     subject.network_class = exact.network_class
     n_flips = 0
     with _one_stream_of_random_numbers(), exact_products():

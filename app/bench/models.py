@@ -14,8 +14,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from app.bench.ceilings import Ceilings
 from app.bench.parity import any_order
 from app.bench.paths import StepPath
-from app.bench.steps import BareStep, Batch, Subject, as_before, compile_in_place, has_operators
+from app.bench.steps import BareStep, Batch, Subject, as_before
 from app.bench.timing import WARM_UP_CALLS, Call, Timing, measure
+from app.models.operators import called_by
+from app.training.compiled import MODES, compile_in_place
 
 #: times that each number per parameter is moved: weight read in the forward and the backward pass, gradient written and
 #: read, weight and two moments read and written by the optimizer
@@ -72,7 +74,7 @@ def times(
     batches, device = subject.batches(), subject.device
     n_bytes, flops = work(subject, BareStep(subject, batches))
     makes: dict[str, Callable[[], Call]] = {path: partial(_call, subject, batches, path) for path in paths}
-    if has_operators(subject.module().network):
+    if called_by(subject.module().network):
         makes["naive"] = partial(_reference, subject, batches)
     calls: dict[str, Call] = {}
     peaks = {}
@@ -104,7 +106,7 @@ def _call(subject: Subject, batches: Sequence[Batch], path: StepPath) -> Call:
     if path == "graphed":
         return step.graphed
     if path != "eager":
-        compile_in_place(step.network, path)
+        compile_in_place(step.network, MODES[path])
     return step.eager
 
 

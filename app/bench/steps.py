@@ -1,7 +1,6 @@
 """Training steps of a configuration's network without the framework: eager, from a graph, by reference operators."""
 
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -9,7 +8,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
-from app.bench.paths import Precision, StepPath
+from app.bench.paths import Precision
 from app.models import LanguageModel
 from app.ops import Form, use_form
 from app.run import arguments
@@ -264,23 +263,6 @@ def as_before(network: LanguageModel) -> Iterator[None]:
         with torch.no_grad():
             for state, old in zip(moving, before, strict=True):
                 state.copy_(old)
-
-
-def compile_in_place(network: LanguageModel, path: StepPath) -> None:
-    """Lets ``torch.compile`` have each block of a network, or all of it; names of parameters stay as they are."""
-    torch._dynamo.reset()  # else what was compiled of other networks counts as recompiling this one
-    for module in getattr(network, "blocks", [network]) if path == "compiled_blocks" else [network]:
-        module.compile(dynamic=False)
-
-
-def has_operators(network: LanguageModel) -> bool:
-    """Whether a network calls operators of :mod:`app.ops`, and thus has a reference form."""
-    files = {sys.modules[type(module).__module__] for module in network.modules()}
-    return any(
-        (getattr(value, "__module__", None) or "").startswith("app.ops.") and isinstance(value, Callable)  # type: ignore[arg-type]
-        for file in files
-        for value in vars(file).values()
-    )
 
 
 def _is_class(name: str) -> bool:

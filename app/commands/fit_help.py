@@ -34,6 +34,8 @@ TRAINER = (
     "max_steps", "accelerator", "devices", "precision", "val_check_interval", "limit_val_batches",
     "accumulate_grad_batches", "log_every_n_steps", "callbacks",
 )  # fmt: skip
+#: what hardly any run sets of the data
+RARE_DATA = ("max_bytes_on_device",)
 
 
 def run(launch: Launch) -> None:
@@ -86,7 +88,9 @@ def sections(everything: bool, brief: bool) -> "Iterator[tuple[str, list[Entry]]
     idle = () if everything else options.unused(LanguageModelModule, {})
     training = entries("--model.", LanguageModelModule, without=("network", *idle), brief=brief)
     yield "model: training, whatever the network", list(training)
-    yield "data: windows, whatever the text", list(entries("--data.", TokenDataModule, ("seed",), brief))
+    few = () if everything else RARE_DATA
+    windows = entries("--data.", TokenDataModule, ("seed", *few), brief)
+    yield "data: windows, whatever the text", list(windows)
 
 
 def _lines(everything: bool) -> Iterator[str]:

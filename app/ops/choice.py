@@ -10,8 +10,8 @@ A kernel is right or wrong by its compiler's version. It is used where ``passed.
 checks held. ``app bench --check --record`` writes it on the device: by version of PyTorch, family of GPU and form the
 operators, ``{"2.11.0": {"sm_90": {"triton": ["app.ops.banked_ffn"]}}}``.
 The environment variable ``APP_OP_FORM`` names a form to be tried first, passed or not, for a whole process;
-:func:`use_form` does so for a while. On the CPU Triton's kernels compute through its interpreter alone, with
-``TRITON_INTERPRET=1``: that is for tests.
+:func:`use_form` does so for a while, and :func:`keep` holds the forms that a run began with. On the CPU Triton's
+kernels compute through its interpreter alone, with ``TRITON_INTERPRET=1``: that is for tests.
 """
 
 import functools
@@ -38,25 +38,37 @@ PASSED = Path(__file__).with_name("passed.json")
 #: number formats that kernels are written for; fp64 is there for gradients by finite differences
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
+#: which all operators are in
+PACKAGE = "app.ops"
 #: the environment variable that names a form for a whole process
 VARIABLE = "APP_OP_FORM"
 
 _forced: str | None = os.environ.get(VARIABLE) or None
+#: by package the form that a run began with
+_kept: dict[str, Form] = {}
+#: by package of each operator that has been imported the forms that it has
+forms_of: dict[str, list[Form]] = {}
 
 
-def preferred(device: torch.device, dtype: torch.dtype, shape: torch.Size) -> tuple[Form, ...]:
+def preferred(
+    device: torch.device, dtype: torch.dtype, shape: torch.Size, package: str = ""
+) -> tuple[Form, ...]:
     """Forms in the order in which they are tried, a forced one first; one that an operator lacks falls to the next.
 
     Args:
         device: of the operator's first argument, as for the following.
         dtype: its number format.
         shape: its shape.
+        package: of the operator; the form that is kept of it comes before all but a forced one.
 
     Raises:
         ValueError: ``APP_OP_FORM`` names no form.
     """
     # What torch.compile sees are PyTorch's own operations, which it fuses itself.
     forms = FORMS if device.type == "cuda" and not torch.compiler.is_compiling() else WITHOUT_KERNELS
+    kept = _kept.get(package)
+    if kept is not None and not (kept == "triton" and torch.compiler.is_compiling()):
+        forms = (kept, *forms)
     if _forced is not None:
         forms = (_form(_forced, VARIABLE), *forms)
     if dtype in KERNEL_DTYPES and 0 not in shape and (device.type == "cuda" or _is_interpreted()):
@@ -95,6 +107,20 @@ def use_form(form: Form) -> Iterator[None]:
         _forced = before
 
 
+def keep(forms: Mapping[str, str]) -> None:
+    """From now on operators compute by these forms, passed or not, where no form is forced; others as they would.
+
+    Args:
+        forms: by name of the operator, as :func:`taken` gives them; none to let every operator choose again.
+
+    Raises:
+        ValueError: there is no such form.
+    """
+    kept = {f"{PACKAGE}.{name}": _form(form, name) for name, form in forms.items()}
+    _kept.clear()
+    _kept.update(kept)
+
+
 def operator(described: Callable[P, R]) -> Callable[P, R]:
     """One function of all forms of an operator: each call is computed by the form that suits its first argument.
 
@@ -105,11 +131,12 @@ def operator(described: Callable[P, R]) -> Callable[P, R]:
     first = next(iter(inspect.signature(described).parameters))
     forms = [form for form in FORMS if importlib.util.find_spec(f"{package}.{form}") is not None]
     functions = {form: _function(package, form, name) for form in forms if form in WITHOUT_KERNELS}
+    forms_of[package] = forms
 
     def compute(*args: P.args, **kwargs: P.kwargs) -> R:
         x: Any = args[0] if args else kwargs[first]
-        for form in preferred(x.device, x.dtype, x.shape):
-            if form not in forms or not _may_compute(form, package, x.device):
+        for form in preferred(x.device, x.dtype, x.shape, package):
+            if form not in forms or not may_compute(form, package, x.device):
                 continue
             if form not in functions:
                 # Not before it is needed: a form for a GPU brings a compiler with it.
@@ -135,14 +162,19 @@ def has_kernel(function: Callable[..., Any], x: torch.Tensor) -> bool:
     package, name = function.__module__, function.__name__
     return (
         preferred(x.device, x.dtype, x.shape)[0] == "triton"
-        and _may_compute("triton", package, x.device)
+        and may_compute("triton", package, x.device)
         and importlib.util.find_spec(f"{package}.triton") is not None
         and _function(package, "triton", name) is not None
     )
 
 
-def _may_compute(form: Form, package: str, device: torch.device) -> bool:
-    return form in WITHOUT_KERNELS or form == _forced or package in passed(device).get(form, ())
+def may_compute(form: Form, package: str, device: torch.device) -> bool:
+    """Whether a form of an operator is right for a device, or asked for by name."""
+    return (
+        form in WITHOUT_KERNELS
+        or form in (_forced, _kept.get(package))
+        or package in passed(device).get(form, ())
+    )
 
 
 def _form(name: str, given_as: str) -> Form:

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -22,6 +23,7 @@ from app.options import (
 )
 from app.records import ReadsWeights, StepRecord, detached
 from app.run.errors import ConfigurationError
+from app.training.compiled import Compiled
 from app.training.evaluation_steps import EvaluationSteps
 from app.training.guards import Guards
 from app.training.lightning_seams import is_attached
@@ -149,6 +151,7 @@ class LanguageModelModule(EvaluationSteps, TextGeneration):
         self.is_captured = False
         self.outside: Outside = at_once
         self.reduction: RankReduction | None = None
+        self.compiled: Compiled | None = None
         self.logged_steps: Collection[int] | None = None
         self.gradient_norm: Tensor | None = None
         self._last_rate = learning_rate
@@ -209,7 +212,8 @@ class LanguageModelModule(EvaluationSteps, TextGeneration):
         self.guards.before_forward(self, batch_idx)
         if batch_idx % self.trainer.accumulate_grad_batches == 0:
             self._keep_state()
-        output = self.network(idx, targets)
+        with nullcontext() if self.compiled is None else self.compiled.step():
+            output = self.network(idx, targets)
         if not isinstance(output, LanguageModelOutput) or output.loss is None:
             raise ConfigurationError(_no_output(self.network, output))
         auxiliary = self._auxiliary_loss(output)

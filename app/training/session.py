@@ -22,9 +22,10 @@ from app.run.same_settings import digest
 from app.run.saved_state import STATE_KEY
 from app.run.signals import StopRequests
 from app.run.status import read_status, write_status
-from app.run.terminal import clock, say
+from app.run.terminal import say
+from app.training import run_path
 from app.training.command_line import RunCLI
-from app.training.counts import print_counts
+from app.training.ending import print_ending
 from app.training.estimate import describe_network, device_name
 from app.training.first_weights import take_weights
 from app.training.language_model import LanguageModelModule
@@ -33,6 +34,7 @@ from app.training.options import allowed
 from app.training.options.hyperparameters import chosen
 from app.training.plain_data import PlainDataModule
 from app.training.reproducible import is_reproducible
+from app.training.run_callbacks.compiled_steps import CompiledSteps
 from app.training.run_callbacks.curve import TrainingCurve, seconds_trained
 from app.training.run_callbacks.graphed_steps import GraphedSteps
 from app.training.run_callbacks.integrity import IntegrityStop
@@ -49,7 +51,7 @@ from app.training.run_callbacks.step_keys import StepKeys
 from app.training.run_callbacks.stopping import StopOnSignal
 from app.training.run_callbacks.summary import RunSummary
 from app.training.run_callbacks.watching import keep_running
-from app.training.run_callbacks.weight_averaging import RunAveraging, held_weights, train_on
+from app.training.run_callbacks.weight_averaging import RunAveraging, train_on
 from app.training.same_run import check_same_run
 
 #: what a reader of metrics.csv looks for first
@@ -82,6 +84,7 @@ class Session:
         self.summary: RunSummary | None = None
         self.configuration: dict[str, Any] = strict_load(self.cli.resolved)
         self.changes: list[str] = []
+        self.path: dict[str, Any] = {}
         self.is_inexact = False
         self.is_recorded = False
         self.is_finished = False
@@ -171,6 +174,24 @@ class Session:
             "reproducible": is_reproducible(device),
         }
 
+    def _take_path(self) -> dict[str, Any]:
+        """How this launch computes: as the run has at an equal place, and as this place has it elsewhere."""
+        assert self.trainer is not None and self.model is not None
+        state = self.resumed[STATE_KEY] if self.resumed else {}
+        files = self.launched.files[1:] if self.launched.resumes else self.launched.files
+        says_compile = self.cli.launch.value("compile") is not None or any("compile" in x.data for x in files)
+        path, notes = run_path.take(
+            self.cli,
+            self.model.network,
+            self.trainer.strategy.root_device,
+            self.data.block_size,
+            state.get("path"),
+            self.resumed is not None and state["place"] != self._place(),
+            says_compile,
+        )
+        self.launched.notes += notes
+        return path
+
     def _build_trainer(self) -> None:
         described = self._described()
         state = RunState(described, self.launched.lock)
@@ -183,7 +204,7 @@ class Session:
             config["checkpoint_every_n_steps"],
             config["keep_every_n_steps"],
         )
-        graphed = GraphedSteps() if self.cli.config["graph"] else None
+        graphed = GraphedSteps() if config["graph"] else None
         guarding = (config["verify_state"], config["verify_every_n_steps"])
         self.summary = RunSummary(self.directory, curve, best, graphed)
         # The order counts: what is logged comes before what saves, and what saves before what reports.
@@ -224,6 +245,9 @@ class Session:
         self._check_validation()
         described["place"] = self._place()
         OTHERS.on_lost = self._lost
+        described["path"] = self.path = self._take_path()
+        if self.path["compile"] != "none":
+            self.trainer.callbacks.insert(0, CompiledSteps(self.path["compile"]))  # type: ignore[attr-defined]
 
     def _check_validation(self) -> None:
         """A share of the validation split that is less than a batch would be none."""
@@ -337,6 +361,7 @@ class Session:
             "world_size": self.trainer.world_size,
             "threads": torch.get_num_threads(),
             "place": self._place(),
+            "path": self.path,
             "data": self.data.fingerprint,
             "network": self.model.network.description(),
             "trust_imports": trust.sealed(self.directory, self.cli.launch.trust_imports),
@@ -358,9 +383,16 @@ class Session:
             self.launched.notes.append(
                 "the run goes on at another place: as exactly, but not to the same bits"
             )
+        elif run_path.differs(self.path, state.get("path", self.path)):
+            self.launched.notes.append(
+                "the run goes on by another path: as exactly, but not to the same bits"
+            )
+        before |= _flat(state.get("path", {}), "path")
+        after |= _flat(self.path, "path")
         # An option that one of the two versions of this program does not know is no change of the user's.
         for key in sorted({*before} & {*after}):
-            if before[key] != after[key]:
+            of_option = run_path.OPTIONS.get(key)
+            if before[key] != after[key] and (of_option is None or before[of_option] == after[of_option]):
                 self.changes.append(f"{key}: {before[key]!r} -> {after[key]!r}")
 
     # -- reporting --------------------------------------------------------------------------------------
@@ -381,6 +413,7 @@ class Session:
         say("model", describe_network(self.model.network))
         say("data", data.describe())
         fast = "" if is_reproducible(trainer.strategy.root_device) else ", not reproducible"
+        say("path", run_path.describe(self.path))
         say("device", f"{device_name(trainer)}, world size {trainer.world_size}{fast}")
         accumulation = trainer.accumulate_grad_batches
         say(
@@ -394,43 +427,9 @@ class Session:
     def print_end(self) -> None:
         """Says how it ended and what can be done with it."""
         assert self.trainer is not None and self.summary is not None
-        if not (self.launched.is_launcher and self.summary.figures):
-            return
-        figures = self.summary.figures
-        say("finished", f"step {figures['step']:,} after {clock(figures['launch/seconds'])}")
-        if self.ended_by:
-            say("ended", f"before step {self.trainer.max_steps:,} by {self.ended_by}")
-        for weights in held_weights(self.trainer).values():
-            say(
-                "weights",
-                f"{weights}, by app validate and app generate too; checkpoints hold the trained ones beside",
-            )
-        if "val/loss" in figures:
-            line = f"validation {figures['val/loss']:.4f} nats"
-            if "val/bpb" in figures:
-                line += f", {figures['val/bpb']:.4f} bits per byte"
-            if "val/word_perplexity" in figures:
-                line += f", {figures['val/word_perplexity']:.1f} word perplexity"
-            if figures.get("val/unknown_share"):
-                line += f", {figures['val/unknown_share']:.2%} of its tokens being unknown words"
-            say("loss", line)
-        if "val/accuracy" in figures:
-            say("answers", f"{figures['val/accuracy']:.2%} of {figures['val/tokens']:,.0f} are right")
-        print_counts(figures["baseline/count_loss"], figures["baseline/count_order"], figures.get("val/loss"))
-        if figures["samples/known_word_share"] is not None:
-            share, n_words = figures["samples/known_word_share"], figures["samples/n_words"]
-            of_counts = figures["baseline/count_known_word_share"]
-            beside = "" if of_counts is None else f"; of the counts' {of_counts:.0%}"
-            say(
-                "samples",
-                f"{share:.0%} of {n_words} generated words of four letters and more occur in the text{beside}",
-            )
-        if (picture := self.directory.figures / "learning_curve.png").exists():
-            say("picture", str(picture))
-        say("next", f"app validate {self.directory}")
-        writes = () if self.data.tokenizer is None else ("app generate {}",)
-        for command in (*writes, "app report {}", "tensorboard --logdir {} --host 127.0.0.1"):
-            say("", command.format(self.directory))
+        if self.launched.is_launcher and self.summary.figures:
+            writes = self.data.tokenizer is not None
+            print_ending(self.summary.figures, self.trainer, self.directory, self.ended_by, writes)
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

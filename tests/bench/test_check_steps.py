@@ -11,8 +11,9 @@ from lightning.pytorch import LightningModule, Trainer
 
 from app.bench.check_steps import compared, compiled, eager, graphed
 from app.bench.parity import GRADIENT
-from app.bench.steps import BareStep, Subject, gradients, has_operators
+from app.bench.steps import BareStep, Subject, gradients
 from app.models.gpt import GPT
+from app.models.operators import called_by
 from app.training.lightning_seams import optimization
 from app.training.run_callbacks.graphed_steps import GraphedSteps
 from app.training.step_graph import StepGraphs
@@ -110,12 +111,12 @@ def test_a_bare_step_trains() -> None:
 
 @pytest.mark.parametrize("name", ["gpt_char", "tilelli_banks4", "crystal_tuned16"])
 def test_a_reference_is_where_operators_are_called(name: str) -> None:
-    assert has_operators(subject(name).module().network)
+    assert called_by(subject(name).module().network)
 
 
 def test_a_network_of_pytorchs_own_parts_has_no_reference() -> None:
     network: Any = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.LayerNorm(2))
-    assert not has_operators(network)
+    assert not called_by(network)
 
 
 @pytest.mark.stress
