@@ -1,6 +1,7 @@
 """Validation and test of a network: what a split comes to."""
 
 import math
+from typing import Protocol
 
 import torch
 from lightning.pytorch import LightningModule
@@ -16,11 +17,23 @@ LN2 = 0.6931471805599453
 LARGEST_PERPLEXITY = 1e9
 
 
+class MakesPasses(Protocol):
+    """What may stand in for the network at each batch of an evaluation."""
+
+    def begin(self) -> None:
+        """An evaluation begins."""
+
+    def run(self, idx: Tensor) -> LanguageModelOutput:
+        """The network's output for ``(B, T)`` tokens, valid until the next call."""
+        ...
+
+
 class EvaluationSteps(LightningModule):
     """A module that evaluates its network on whole splits, the figure being the same whatever its batches and ranks.
 
     Attributes:
         last_validation: figures of the newest evaluation, by key.
+        graphs: what makes forward passes in place of the network; None for nobody.
     """
 
     network: LanguageModel
@@ -28,6 +41,7 @@ class EvaluationSteps(LightningModule):
     def __init__(self) -> None:
         super().__init__()
         self.last_validation: dict[str, float] = {}
+        self.graphs: MakesPasses | None = None
         self._evaluation: EvaluationSums | None = None
         self._answers: TaskSums | None = None
         self._token_bytes: Tensor | None = None
@@ -42,6 +56,8 @@ class EvaluationSteps(LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Begins the sums of the evaluation."""
+        if self.graphs is not None:
+            self.graphs.begin()
         self._evaluation = EvaluationSums().to(self.device)
         data = getattr(self.trainer, "datamodule", None) if is_attached(self) else None
         slice_names = getattr(data, "slice_names", None)
@@ -50,7 +66,7 @@ class EvaluationSteps(LightningModule):
     def validation_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> None:
         """Adds one batch to the sums; targets of −100 count nothing, so padding leaves no trace."""
         idx, targets, *of_task = batch
-        output = self.network(idx)
+        output = self.network(idx) if self.graphs is None else self.graphs.run(idx)
         assert self._evaluation is not None and self._token_bytes is not None
         self._token_bytes = self._token_bytes.to(targets.device)
         self._evaluation.update(output.logits, targets, self._token_bytes)

@@ -287,7 +287,7 @@ class StepGraphs:
     def _checked(self, known: _MicroBatch, batch: Sequence[Tensor], compute: Compute) -> Outputs:
         """Makes a micro-batch eagerly, and again from a graph, which is captured first where there is none."""
         began, step = time.perf_counter(), self.trainer.global_step + 1
-        draws, before = _Draws(self.module.device), self._state()
+        draws, before = Draws(self.module.device), self._state()
         outputs = compute(batch)
         self.n_eager += 1
         eager = self._state() | _losses(outputs)
@@ -380,18 +380,18 @@ class StepGraphs:
             far = [x for x in LOSSES if not torch.allclose(eager[x], captured[x], rtol=1e-2, equal_nan=True)]
             return f"its {far[0]} is far from the eager step's" if far else ""
         for name, tensor in eager.items():
-            if name not in captured or not torch.equal(_bytes(tensor), _bytes(captured[name])):
+            if name not in captured or not same_bits(tensor, captured[name]):
                 return f"{name} differs after a captured step from what it is after an eager one"
         return ""
 
 
-def _attempt(function: Callable[[], str], draws: "_Draws") -> str:
+def _attempt(function: Callable[[], str], draws: "Draws") -> str:
     """What a function finds wrong, or why it cannot be done."""
     try:
         return function()
     except (RuntimeError, NotImplementedError, TypeError) as error:
         draws.renew()
-        return f"the step cannot be captured: {words_of(_first_cause(error))}"
+        return f"the step cannot be captured: {words_of(first_cause(error))}"
 
 
 LOSSES = ("loss", "auxiliary loss")
@@ -403,18 +403,23 @@ def _losses(outputs: Outputs) -> dict[str, Tensor]:
     )
 
 
+def same_bits(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors of one shape and format have the same bits."""
+    return torch.equal(_bytes(one), _bytes(other))
+
+
 def _bytes(tensor: Tensor) -> Tensor:
     return tensor.reshape(-1).view(torch.uint8)  # a NaN equals itself, and 0 is not -0
 
 
-def _first_cause(error: BaseException) -> BaseException:
+def first_cause(error: BaseException) -> BaseException:
     """What went wrong first; a capture that is broken off raises once more at its end."""
     while error.__context__ is not None:
         error = error.__context__
     return error
 
 
-class _Draws:
+class Draws:
     """The state of the generators that a step draws from."""
 
     def __init__(self, device: torch.device):
@@ -423,6 +428,7 @@ class _Draws:
         self._state = None if self._generator is None else self._generator.get_state()
 
     def put_back(self) -> None:
+        """Draws from here on are those from there on."""
         torch.default_generator.set_state(self._host)
         if self._generator is not None and self._state is not None:
             self._generator.set_state(self._state)

@@ -32,7 +32,7 @@ def test_forms_are_kept_until_somebody_says_otherwise(application: Application, 
     application.fit(config, clean, **naive)
     application.fit(config, run, "--trainer.max_steps", 4, **naive)
     ended = application.go_on(run, "--trainer.max_steps", 8)
-    assert lines(ended, "path") == ["eager steps, naive operators"], ended
+    assert lines(ended, "path") == ["eager steps, math attention, naive operators"], ended
     assert any(
         note.startswith("operators compute as in the checkpoint: naive") for note in lines(ended, "note")
     )
@@ -47,7 +47,7 @@ def test_forms_are_kept_until_somebody_says_otherwise(application: Application, 
     assert runs.launches(run)[-1]["path"] == weights[0]["archlab"]["path"]
     # An empty word is a word.
     ended = application.go_on(run, "--trainer.max_steps", 10, env={"APP_OP_FORM": ""})
-    assert lines(ended, "path") == ["eager steps, vectorized operators"], ended
+    assert lines(ended, "path") == ["eager steps, math attention, vectorized operators"], ended
     assert "the run goes on by another path: as exactly, but not to the same bits" in lines(ended, "note")
     assert "path.operators.layer_norm: 'naive' -> 'vectorized'" in runs.launches(run)[-1]["changes"]
 
