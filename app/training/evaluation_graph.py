@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from app.models import LanguageModel, LanguageModelOutput
 from app.run.errors import words_of
 from app.training.rank_reduction import Outside
+from app.training.sharded import SupervisedFSDPStrategy
 from app.training.step_graph import Captured, CudaGraph, Draws, Outputs, first_cause, same_bits
 
 #: shapes of batches with a graph of their own; each keeps the memory of its activations
@@ -79,8 +80,8 @@ class EvaluationGraphs:
         """Called when an evaluation begins."""
         if self.objection:
             return
-        if self.trainer.world_size > 1:
-            self._give_up("with several processes every pass runs eagerly, so that a lost one is noticed")
+        if isinstance(self.trainer.strategy, SupervisedFSDPStrategy):
+            self._give_up("weights in shards are gathered and given back inside of the pass")
         for name, part in self.network.named_modules():
             if part._forward_hooks or part._forward_pre_hooks:
                 self._give_up(f"{name or 'the network'} has a forward hook")

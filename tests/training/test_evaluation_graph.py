@@ -14,6 +14,7 @@ from torch import nn
 
 from app.training import EquilibriumModule, GPTModule, LanguageModelModule, TilelliModule
 from app.training.evaluation_graph import EvaluationGraphs
+from app.training.rank_reduction import Outside, at_once
 from app.training.step_graph import Outputs
 from tests.support.in_process import fit
 
@@ -32,12 +33,12 @@ VALIDATIONS, STEPS = 3, 6
 class Repeated:
     """Makes a pass again, by the code that a graph would have recorded."""
 
-    def __init__(self, compute: Callable[[], Outputs], parameters: Sequence[nn.Parameter]):
+    def __init__(self, compute: Callable[[Outside], Outputs], parameters: Sequence[nn.Parameter]):
         self._compute = compute
-        self.outputs = compute()
+        self.outputs = compute(at_once)
 
     def replay(self) -> None:
-        self.outputs = self._compute()
+        self.outputs = self._compute(at_once)
 
 
 class Graphs(Callback):
@@ -109,7 +110,7 @@ def test_a_pass_that_differs_never_counts(tmp_path: Path, capsys: pytest.Capture
 
 
 def test_what_cannot_be_captured_runs_eagerly(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    def refuse(compute: Callable[[], Outputs], parameters: Any) -> Any:
+    def refuse(compute: Callable[[Outside], Outputs], parameters: Any) -> Any:
         compute()
         raise RuntimeError("operation not permitted when stream is capturing")
 
@@ -158,7 +159,7 @@ def test_casts_of_one_side_are_not_taken_by_the_other() -> None:
     seen: list[torch.Tensor] = []
 
     class Moved(Repeated):
-        def __init__(self, compute: Callable[[], Outputs], parameters: Any):
+        def __init__(self, compute: Callable[[Outside], Outputs], parameters: Any):
             with torch.no_grad():
                 for parameter in network.parameters():
                     parameter.mul_(2)
