@@ -281,3 +281,13 @@ def test_a_signal_says_whether_it_is_warming_up() -> None:
     assert (signal.is_warming_up.shape, signal.is_warming_up.dtype) == ((), torch.bool)
     with pytest.raises(AttributeError):
         signal.is_warming_up = True
+
+
+def test_temperatures_of_the_branches_are_exact_whatever_the_heads_read() -> None:
+    heads = BranchHeads(6, 5)
+    with torch.no_grad():
+        heads.heads.fill_(0.25)
+        heads.offsets.zero_()
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = heads.logits(torch.ones(1, 1, 6, dtype=torch.bfloat16))
+    torch.testing.assert_close(logits[:, 0, 0, 0], torch.tensor([1.5 / 0.8, 1.5 / 1.2]))

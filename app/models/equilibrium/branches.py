@@ -57,7 +57,9 @@ class BranchHeads(nn.Module):
         # W (h + o) as W h + W o: one product for all branches, without a shifted copy of h for each.
         together = F.linear(hidden, self.heads.flatten(0, 1), shift.flatten())  # (B, T, n·V)
         ends = (0.8, 1.2) if n > 1 else (1.0, 1.0)
-        temperature = torch.linspace(*ends, n, dtype=hidden.dtype, device=hidden.device)
+        # In bf16, 0.8 would be 0.801.
+        dtype = torch.promote_types(hidden.dtype, torch.float32)
+        temperature = torch.linspace(*ends, n, dtype=dtype, device=hidden.device)
         return (together.unflatten(-1, (n, V)) / temperature[:, None]).movedim(-2, 0)
 
 
