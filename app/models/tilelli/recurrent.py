@@ -153,9 +153,10 @@ class SparseState:
         self.length += 1
         query = _own_column(queries_BNd, bank).unsqueeze(-1)  # (B, d, 1)
         keys_BSd = self._own_keys(bank)
-        scores = (keys_BSd @ query).squeeze(-1).to(h.dtype) * self.d_head**-0.5  # (B, S)
+        scores = (keys_BSd @ query).squeeze(-1).to(accumulation_dtype(h)) * self.d_head**-0.5  # (B, S)
         position = largest_first(scores, min(self.top_k, self.length))
-        weight = scores.gather(-1, position).softmax(-1)
+        # Autocast has a softmax in fp32, and a weighted sum in the format of its rows.
+        weight = scores.gather(-1, position).softmax(-1).to(h.dtype)
         # The function itself: `F.embedding_bag` takes twice the time for a few rows, most of it for checks.
         mixed, *_ = torch.embedding_bag(
             self._rows_BSD.flatten(0, 1),
