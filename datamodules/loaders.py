@@ -17,6 +17,8 @@ from app.run.signals import ignore_in_worker, starting_processes
 from datamodules.windows import TrainWindows, micro_batch_index, shard
 
 Batch = tuple[Tensor, Tensor]
+#: windows whose places are worked out at once
+_WINDOWS_AHEAD = 512
 IGNORED = -100  # target of a position that does not count, the default of torch's cross-entropy
 
 
@@ -100,12 +102,23 @@ class TrainDataset(Dataset[Batch]):
     def __init__(self, tokens: np.ndarray, windows: TrainWindows):
         self.tokens = tokens
         self.windows = windows
+        self._first, self._starts = 0, np.zeros(0, dtype=np.int64)
 
     def __getitems__(self, index: Sequence[int]) -> Batch:
-        starts = self.windows.starts(np.asarray(index))
+        starts = self._starts_of(np.asarray(index))
         span = np.arange(self.windows.block_size + 1)
         window_bt = self.tokens[starts[:, None] + span].astype(np.int64)
         return torch.from_numpy(window_bt[:, :-1].copy()), torch.from_numpy(window_bt[:, 1:].copy())
+
+    def _starts_of(self, index: np.ndarray) -> np.ndarray:
+        """Where windows begin, worked out for many of them at once: of a few it is the calls that take the time."""
+        first, last = int(index.min()), int(index.max())
+        if last - first >= _WINDOWS_AHEAD:
+            return self.windows.starts(index)
+        if first < self._first or last >= self._first + len(self._starts):
+            self._first = first
+            self._starts = self.windows.starts(np.arange(first, first + _WINDOWS_AHEAD))
+        return self._starts[index - self._first]
 
 
 class EndlessBatchSampler(Sampler[list[int]]):

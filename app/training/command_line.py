@@ -31,7 +31,7 @@ from app.run.rank_processes import OTHERS, rank_zero
 from app.training.config_errors import LINKED, ConfigErrors
 from app.training.framework_output import silence_framework
 from app.training.language_model import LanguageModelModule
-from app.training.lightning_seams import install
+from app.training.lightning_seams import Unprofiled, install
 from app.training.model_errors import explained
 from app.training.options import allowed, trainer_rules
 from app.training.options.network_size import size_problem
@@ -381,7 +381,7 @@ class RunCLI(LightningCLI):
                 "plugins": [*plugins, *trainer_rules.environment()],
                 "strategy": trainer_rules.strategy(arguments),
                 "logger": [*loggers, *beside, *_several(arguments["logger"])],
-                "profiler": allowed.profiler(arguments["profiler"], root),
+                "profiler": allowed.profiler(arguments["profiler"], root) or Unprofiled(),
                 "enable_checkpointing": any(isinstance(callback, Checkpoint) for callback in own),
                 "default_root_dir": root,
             }

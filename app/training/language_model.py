@@ -26,7 +26,7 @@ from app.run.errors import ConfigurationError
 from app.training.compiled import Compiled
 from app.training.evaluation_steps import EvaluationSteps
 from app.training.guards import Guards
-from app.training.lightning_seams import is_attached
+from app.training.lightning_seams import QuickNotes, is_attached
 from app.training.optim.optimizers import (
     OPTIMIZERS,
     OptimizerName,
@@ -50,7 +50,7 @@ from app.training.sharded import SupervisedFSDPStrategy, whole
 from app.training.text_generation import TextGeneration
 
 
-class LanguageModelModule(EvaluationSteps, TextGeneration):
+class LanguageModelModule(QuickNotes, EvaluationSteps, TextGeneration):
     """Trains any network; ``--model.network`` names one of your own.
 
     An architecture's own module builds its network and passes everything else on. Nothing in here knows

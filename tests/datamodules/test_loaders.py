@@ -17,7 +17,14 @@ from torch.utils.data._utils import signal_handling
 
 from app.run.errors import ConfigurationError
 from app.run.signals import StopRequests
-from datamodules.loaders import IGNORED, Placement, Stopwatch, evaluation_loader, train_loader
+from datamodules.loaders import (
+    IGNORED,
+    Placement,
+    Stopwatch,
+    TrainDataset,
+    evaluation_loader,
+    train_loader,
+)
 from datamodules.windows import TrainWindows
 
 TOKENS = np.arange(200, dtype=np.uint8)
@@ -49,6 +56,15 @@ def global_batches(n_steps: int, world_size: int, accumulation: int, num_workers
         for rank in range(world_size)
     ]
     return torch.cat(ranks, dim=1)
+
+
+def test_places_worked_out_ahead_are_those_of_each_window() -> None:
+    tokens, windows = np.arange(4000, dtype=np.uint16), TrainWindows(4000, 8, seed=3)
+    dataset = TrainDataset(tokens, windows)
+    # In order, over the edge of what was worked out, back, apart, and further apart than that.
+    for index in ([0, 1], [2, 3], [510, 511], [512, 513], [511, 512, 513], [9, 4], [3000], [0, 5000]):
+        expected = windows.starts(np.array(index))
+        assert dataset.__getitems__(index)[0][:, 0].tolist() == expected.tolist()
 
 
 def test_targets_are_the_inputs_one_token_further() -> None:

@@ -235,3 +235,45 @@ def test_the_frameworks_checkpoint_decides_the_patience() -> None:
     later = EarlyStopping("val/loss", patience=5)
     later.load_state_dict(stops.state_dict())
     assert later.patience == 1
+
+
+def test_the_framework_asks_of_each_hook_whether_its_name_is_a_parameter() -> None:
+    """And takes a generator for each callback in each hook, to profile nothing."""
+
+    class Counts(lightning_seams.QuickNotes, Line):
+        n_notes = 0
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            Counts.n_notes += name == "_current_fx_name"
+            super().__setattr__(name, value)
+
+    class Profiled(lightning_seams.Unprofiled):
+        n_contexts = 0
+
+        def profile(self, action_name: str) -> Any:
+            Profiled.n_contexts += 1
+            return super().profile(action_name)
+
+    slow = []
+    own = torch.nn.Module.__setattr__
+
+    def noted(self: torch.nn.Module, name: str, value: Any) -> None:
+        slow.append(name)
+        own(self, name, value)
+
+    patch = pytest.MonkeyPatch()
+    patch.setattr(torch.nn.Module, "__setattr__", noted)
+    try:
+        module, plain = Counts(), Line()
+        for each, profiler in ((module, Profiled()), (plain, None)):
+            slow.clear()
+            trainer = Trainer(max_steps=4, accelerator="cpu", logger=False, enable_checkpointing=False,
+                              enable_progress_bar=False, enable_model_summary=False, profiler=profiler)  # fmt: skip
+            trainer.fit(each, DataLoader(torch.ones(8, 1, 2), batch_size=None))
+            n_slow = slow.count("_current_fx_name")
+            assert n_slow == 0 if each is module else n_slow > 4 * 10
+    finally:
+        patch.undo()
+    assert Counts.n_notes > 4 * 10
+    assert Profiled.n_contexts > 4 * 10
+    assert torch.equal(module.layer.weight, plain.layer.weight)

@@ -166,10 +166,13 @@ class WatcherGuard:
         self._is_agreed = True  # for the exchange of this micro-batch
         self._left_out: list[str] = []  # figures, the last time that any were drawn
         self._state: dict[str, Any] | None = None  # of a checkpoint that the watcher could not read
+        self._shares = isinstance(watcher, Sharing)
         self._batch_end = watcher.on_train_batch_end
         for name in (*(name for name in dir(Callback) if name.startswith("on_")), *OWN_HOOKS):
-            if hasattr(watcher, name):
-                setattr(watcher, name, self._guarded(getattr(watcher, name)))
+            hook = getattr(watcher, name, None)
+            # One of the framework's that does nothing cannot fail, and there are eight of them in a step.
+            if getattr(hook, "__func__", hook) is not getattr(Callback, name, None):
+                setattr(watcher, name, self._guarded(hook))
         watcher.on_train_batch_end = self._on_train_batch_end
         self._save, self._load = watcher.state_dict, watcher.load_state_dict
         watcher.state_dict, watcher.load_state_dict = self._state_dict, self._load_state_dict
@@ -180,7 +183,7 @@ class WatcherGuard:
         """The watcher's."""
         return self.notes.trainer
 
-    def _guarded(self, hook: Callable[..., Any]) -> Callable[..., Any]:
+    def _guarded(self, hook: Any) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> None:
             if not self.failure:
                 self.attempt(hook, *args, **kwargs)
@@ -190,7 +193,7 @@ class WatcherGuard:
     def _on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, *args: Any) -> None:
         """The hook at whose end numbers are exchanged: whatever happens in it, all ranks agree once."""
         record = outputs.get("record") if isinstance(outputs, Mapping) else None
-        if isinstance(record, StepRecord) and isinstance(self.watcher, Sharing):
+        if isinstance(record, StepRecord) and self._shares:
             # Whatever has become of this one, what the others have is exchanged now, on every rank.
             self.watcher.gather(trainer).take_in(pl_module, record)
         has_others = self.trainer.world_size > 1 and isinstance(record, StepRecord) and not self.is_off
