@@ -91,6 +91,7 @@ def generate(
 
     Raises:
         ValueError: an argument is out of range, or ``block_size`` is beyond what the network can read.
+        RuntimeError: a logit is not a number; on a GPU after the last step, and only of that.
     """
     limit = network.max_context if block_size is None else block_size
     problems = []
@@ -116,7 +117,7 @@ def generate(
         # From the largest down: a small temperature then overflows to a probability of 0, never to one of inf / inf.
         below = logits - logits.amax(-1, keepdim=True)
         probabilities, token = _candidates(below / max(temperature, SMALLEST_TEMPERATURE), top_k, top_p)
-        choice = torch.multinomial(probabilities, 1, generator=generator)
+        choice = drawn(probabilities, generator)
         return token.gather(-1, choice).squeeze(-1)
 
     return _steps(network, idx, max_new_tokens, limit, next_token)
@@ -150,8 +151,32 @@ def _steps(
             token = next_token(logits.float())
             yield token
             context = torch.cat([context, token.unsqueeze(1)], dim=1)
+        if max_new_tokens and logits.device.type != "cpu" and bool(logits.isnan().any()):
+            raise RuntimeError("the network's logits are not numbers: no text can be drawn from them")
     finally:
         network.train(was_training)
+
+
+def drawn(probabilities: Tensor, generator: torch.Generator | None) -> Tensor:
+    """One index ``(B, 1)`` of each row of probabilities ``(B, n)``, as ``torch.multinomial`` draws it.
+
+    Args:
+        probabilities: summing to 1.
+        generator: source of randomness, on their device.
+    """
+    if probabilities.device.type == "cpu":
+        return torch.multinomial(probabilities, 1, generator=generator)
+    return first_of_race(probabilities, generator)
+
+
+def first_of_race(probabilities: Tensor, generator: torch.Generator | None) -> Tensor:
+    """What ``torch.multinomial`` computes, to the bit, without its checks.
+
+    It reads back twice whether these are probabilities. On a GPU the host would wait for every token, in place of
+    launching the next ones meanwhile.
+    """
+    waiting = torch.empty_like(probabilities).exponential_(generator=generator)
+    return (probabilities / waiting).argmax(-1, keepdim=True)
 
 
 def _candidates(logits: Tensor, top_k: int | None, top_p: float | None) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from app.models import LanguageModel, LanguageModelOutput
-from app.models.generation import generate, seeded
+from app.models.generation import first_of_race, generate, seeded
 from app.models.gpt import GPT
 from app.models.tilelli import TilelliLM
 
@@ -171,3 +171,15 @@ def test_a_seed_out_of_range(seed: int) -> None:
 def test_an_empty_prompt_is_an_error() -> None:
     with pytest.raises(ValueError, match="at least one token"):
         generate(Fixed([1.0]), torch.zeros(1, 0, dtype=torch.int64), 1)
+
+
+def test_a_race_is_won_by_what_multinomial_draws() -> None:
+    for seed in range(200):
+        torch.manual_seed(seed)
+        probabilities = (3 * torch.randn(1 + seed % 3, 5 + seed % 60)).softmax(-1)
+        if seed % 4 == 0:
+            probabilities[:, 3:] = 0
+        ours, theirs = (torch.Generator().manual_seed(seed) for _ in range(2))
+        expected = torch.multinomial(probabilities, 1, generator=theirs)
+        assert torch.equal(first_of_race(probabilities, ours), expected)
+        assert torch.equal(ours.get_state(), theirs.get_state())
