@@ -72,7 +72,7 @@ def _launch(launch: arguments.Launch, requests: StopRequests, words: list[str], 
     requests.at_leaving = lambda code, reason: launched.close()
     try:
         if launched.is_launcher and not ranks.is_torchrun():
-            OTHERS.on_lost = lambda rank, code: launched.close()
+            OTHERS.on_lost = lambda reason: launched.close()
             OTHERS.say("plan", lambda: (None, launched.to_json()))
             OTHERS.start(n_known_processes(launched.files, launch) - 1)
         return _train(launch, launched, requests, words, started)

@@ -29,7 +29,6 @@ from app.run.ranks import CHANNEL, LAUNCHER, held_channel
 from app.run.signals import requested, starting_processes
 from app.run.watch import end_descendants
 
-OnLost = Callable[[int, int], object]
 _LENGTH = struct.Struct("!I")
 _MAX_FILES = 8
 
@@ -57,12 +56,12 @@ class OtherRanks:
 
     Attributes:
         processes: local rank 1 first.
-        on_lost: told the local rank and exit code of a lost process, before this one ends.
+        on_lost: told which rank was lost and how, before this process ends.
     """
 
     def __init__(self) -> None:
         self.processes: list[subprocess.Popen] = []
-        self.on_lost: OnLost = lambda rank, code: None
+        self.on_lost: Callable[[str], object] = lambda reason: None
         self._channels: list[socket.socket] = []
         self._words: list[Words] = []
         self._watch: RankWatch | None = None
@@ -189,7 +188,7 @@ class RankWatch(threading.Thread):
                 for process in self.ranks.processes:
                     if process.poll() is None:
                         process.kill()
-                self.ranks.on_lost(*lost)
+                self.ranks.on_lost("rank {} was lost (code {})".format(*lost))
                 print(f"error: {lost_message(*lost)}", file=sys.stderr, flush=True)
                 end_descendants()  # this process may have been preparing the text with several others
             finally:

@@ -19,6 +19,8 @@ CHANNEL = "ARCHLAB_CHANNEL"
 LAUNCHER = "ARCHLAB_LAUNCHER"
 #: where the ranks of one machine meet: a file of the launching process
 MEETING = "ARCHLAB_MEETING"
+#: and where they note their progress
+NOTES = "ARCHLAB_NOTES"
 #: that torchrun has started this process
 TORCHRUN = "TORCHELASTIC_RUN_ID"
 #: numbers that launchers give, and that the framework or PyTorch read wherever they find them
@@ -27,7 +29,7 @@ NUMBERS = (
     *("NODE_RANK", "GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_RANK", "ROLE_WORLD_SIZE"),
     *("SLURM_PROCID", "JSM_NAMESPACE_RANK"),
     *(TORCHRUN, "TORCHELASTIC_RESTART_COUNT", "TORCHELASTIC_USE_AGENT_STORE"),
-    *(CHANNEL, LAUNCHER, MEETING),
+    *(CHANNEL, LAUNCHER, MEETING, NOTES),
 )
 #: where ranks meet; alone a choice of the user's
 MEETING_PLACE = ("MASTER_ADDR", "MASTER_PORT")
@@ -58,9 +60,9 @@ def settle(may_be_several: bool) -> None:
     kept: set[str] = set()
     if may_be_several:
         if is_torchrun() and _is_rank_of_torchrun():
-            kept = {*NUMBERS, *MEETING_PLACE} - {CHANNEL, LAUNCHER, MEETING}
+            kept = {*NUMBERS, *MEETING_PLACE} - {CHANNEL, LAUNCHER, MEETING, NOTES}
         elif _is_rank_of_ours():
-            kept = {LAUNCHER, CHANNEL, MEETING, "LOCAL_RANK", *MEETING_PLACE}
+            kept = {LAUNCHER, CHANNEL, MEETING, NOTES, "LOCAL_RANK", *MEETING_PLACE}
         else:
             _refuse_several_tasks()
     if os.environ.get("SLURM_PROCID") == "0":

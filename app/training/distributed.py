@@ -4,16 +4,20 @@ import inspect
 import os
 import signal
 from collections.abc import Callable
+from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
+from app.options import PositiveInt
 from app.run.errors import AppError, RankLostError
 from app.run.rank_processes import OTHERS, lost_message, rank_zero
 from app.run.signals import exit_code_of, requested, waiting
+from app.training.hang_watch import HangWatch, StoreNotes
 from app.training.lightning_seams import OpenDDPStrategy, OpenLauncher
-from app.training.local_store import meet, open_meeting
+from app.training.local_store import LocalNotes, meet, open_meeting
 
 # The argument was renamed in torch 2.13.
 _NO_BUFFER_SYNC = (
@@ -23,6 +27,11 @@ _NO_BUFFER_SYNC = (
 )
 
 
+def limit_of_collectives(timeout_seconds: int) -> timedelta:
+    """The library's own limit: later than ours, which knows more."""
+    return timedelta(seconds=max(1800, 2 * timeout_seconds))
+
+
 class Supervised:
     """What our strategies of several processes have in common: how the ranks meet, and who watches them."""
 
@@ -30,7 +39,11 @@ class Supervised:
     num_nodes: int
     num_processes: int
     local_rank: int
+    global_rank: int
     node_rank: int
+    timeout_seconds: int
+    #: notes this rank's progress, once the ranks are about to meet
+    watch: HangWatch | None = None
 
     def setup_distributed(self) -> None:
         """Meets the other ranks; on several nodes that is said first, since it may take until somebody starts them."""
@@ -46,9 +59,20 @@ class Supervised:
                 "start the others with their NODE_RANK, or all of them with torchrun",
                 flush=True,
             )
+        self.set_world_ranks()  # type: ignore[attr-defined]
+        where = (self.cluster_environment.main_address, self.cluster_environment.main_port)
         with waiting(others):
-            meet(self)
+            is_local = meet(self)
+            notes = LocalNotes.of_this_machine if is_local else partial(StoreNotes.connected, where)
+            self.watch = HangWatch(notes, self.global_rank, n_others + 1, self.timeout_seconds)
+            self.watch.start()
             super().setup_distributed()  # type: ignore[misc]
+
+    def teardown(self) -> None:
+        """The ranks do not meet again."""
+        if self.watch is not None:
+            self.watch.close()
+        super().teardown()  # type: ignore[misc]
 
     def make_launcher(self) -> "SupervisedLauncher":
         """One that watches the ranks that it starts."""
@@ -63,11 +87,15 @@ class SupervisedDDPStrategy(Supervised, OpenDDPStrategy):
 
     Args:
         process_group_backend: ``gloo`` or ``nccl``; by default what the device calls for.
+        timeout_seconds: without progress of any rank, after which the run ends and names the rank that is behind. A
+            validation batch, a step and a checkpoint have to take less.
     """
 
-    def __init__(self, process_group_backend: str | None = None) -> None:
+    def __init__(self, process_group_backend: str | None = None, timeout_seconds: PositiveInt = 900) -> None:
         options: dict[str, Any] = {_NO_BUFFER_SYNC: False, "gradient_as_bucket_view": True}
+        options["timeout"] = limit_of_collectives(timeout_seconds)
         super().__init__(process_group_backend=process_group_backend, **options)
+        self.timeout_seconds = timeout_seconds
 
     def leave_gradients(self) -> None:
         """From now on a backward pass leaves each rank its own gradients, for somebody else to reduce.
@@ -98,7 +126,7 @@ class SupervisedLauncher(OpenLauncher):
             others.end([signal.SIGKILL])
             others.start(n_others)
         self.procs = others.processes
-        place = self.meeting_place() | (open_meeting() if self.num_nodes == 1 else {})
+        place = self.meeting_place() | (open_meeting(self.num_processes) if self.num_nodes == 1 else {})
         others.say("meet", lambda: (None, place))
         try:
             result = function(*args, **kwargs)

@@ -12,6 +12,7 @@ from app.training.command_line import RunCLI
 from app.training.counts import count_baseline, measured, print_counts
 from app.training.framework_output import silence_framework
 from app.training.run_callbacks.graphed_steps import GraphedSteps
+from app.training.run_callbacks.progress_notes import ProgressNotes
 from app.training.run_callbacks.retention import VerifiedCheckpointIO
 
 
@@ -79,7 +80,9 @@ def evaluate(cli: RunCLI, checkpoint: Path, name: Literal["validate", "test"] | 
     # Every token counts here, also where the run looked at fewer to save time.
     cli.config["trainer"]["limit_val_batches"] = cli.config["trainer"]["limit_test_batches"] = 1.0
     graphed = [GraphedSteps()] if cli.config["graph"] else []
-    trainer = cli.build_trainer([*graphed], [], [], checkpoint.parent.parent, with_watchers=False)
+    trainer = cli.build_trainer(
+        [ProgressNotes(), *graphed], [], [], checkpoint.parent.parent, with_watchers=False
+    )
     loop: Any = trainer.validate if name == "validate" else trainer.test
     loop(model, datamodule=data, verbose=False)
     return Evaluated(model.last_validation if trainer.is_global_zero else {}, data)

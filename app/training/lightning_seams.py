@@ -13,6 +13,7 @@ import copy
 import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import timedelta
 from typing import Any, Protocol
 
 import torch
@@ -273,11 +274,12 @@ class OpenShardedStrategy(ModelParallelStrategy):
     restore_checkpoint_after_setup = True
     lightning_restore_optimizer = True
 
-    def __init__(self, process_group_backend: str | None) -> None:
+    def __init__(self, process_group_backend: str | None, timeout: timedelta) -> None:
         super().__init__(
             tensor_parallel_size=1,
             save_distributed_checkpoint=False,
             process_group_backend=process_group_backend,
+            timeout=timeout,
         )
 
     def make_launcher(self) -> Any:

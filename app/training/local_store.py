@@ -5,8 +5,11 @@ at the address that they find for the host's name. Ranks on several machines nee
 at a file in memory, gone with the launching process however that ends, and talk through the loopback interface.
 """
 
+import json
+import mmap
 import os
 import socket
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,31 +19,73 @@ from app.run import ranks
 from app.run.errors import ConfigurationError
 from app.training.lightning_seams import begin_process_group
 
+_NOTE_BYTES = 4096
 _LOOPBACK = ("lo", "lo0")
 #: where gloo and NCCL look for their interface; what a user has chosen is kept
 _CHOICES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 
 
-def open_meeting() -> dict[str, str]:
-    """Makes the file at which the ranks will meet that this process starts on its own machine.
+def open_meeting(n_ranks: int) -> dict[str, str]:
+    """Makes the files at which the ranks will meet that this process starts on its own machine, and note progress.
+
+    Args:
+        n_ranks: how many.
 
     Returns:
-        What they need in their environment to find it; nothing where the system has no files in memory (Linux has).
+        What they need in their environment to find them; nothing where the system has no files in memory (Linux has).
         They then meet in PyTorch's own way.
     """
     if not (hasattr(os, "memfd_create") and Path("/proc/self/fd").is_dir()):
         return {}
-    # Never closed: the ranks open it through this process.
-    place = {ranks.MEETING: f"/proc/{os.getpid()}/fd/{os.memfd_create('ranks')}"}
+    place = {}
+    for name in (ranks.MEETING, ranks.NOTES):
+        # Never closed: the ranks open it through this process.
+        file = os.memfd_create(name)
+        place[name] = f"/proc/{os.getpid()}/fd/{file}"
+    os.truncate(place[ranks.NOTES], n_ranks * _NOTE_BYTES)
     os.environ.update(place)
     return place
 
 
-def meet(strategy: Any) -> None:
+class LocalNotes:
+    """Progress of the ranks of one machine, a piece of shared memory for each.
+
+    Args:
+        path: the file, as large as all pieces.
+    """
+
+    def __init__(self, path: str):
+        with open(path, "r+b") as file:
+            self._memory = mmap.mmap(file.fileno(), 0)
+
+    @classmethod
+    def of_this_machine(cls) -> "LocalNotes":
+        """Where the launching process has made it."""
+        return cls(os.environ[ranks.NOTES])
+
+    def write(self, rank: int, values: Mapping[str, Any]) -> None:
+        """Replaces what a rank has noted."""
+        text = json.dumps(values).encode()[:_NOTE_BYTES].ljust(_NOTE_BYTES)
+        self._memory[rank * _NOTE_BYTES : (rank + 1) * _NOTE_BYTES] = text
+
+    def read(self, rank: int) -> dict[str, Any] | None:
+        """What a rank has noted last; None for nothing, or where it is being written."""
+        text = self._memory[rank * _NOTE_BYTES : (rank + 1) * _NOTE_BYTES]
+        try:
+            found: dict[str, Any] = json.loads(text)
+        except ValueError:
+            return None
+        return found
+
+
+def meet(strategy: Any) -> bool:
     """Begins the group of all ranks in this machine's own ways, where all of them are on it.
 
     Args:
         strategy: of the trainer; left to itself, it begins its group where that was not done here.
+
+    Returns:
+        Whether it was begun so.
 
     Raises:
         ConfigurationError: the launching process's file cannot be opened.
@@ -49,16 +94,17 @@ def meet(strategy: Any) -> None:
     if strategy.num_nodes > 1 or (
         is_torchrun and os.environ.get("LOCAL_WORLD_SIZE") != os.environ["WORLD_SIZE"]
     ):
-        return
+        return False
     names = [name for _, name in socket.if_nameindex() if name in _LOOPBACK]
     for choice in _CHOICES if names else ():
         os.environ.setdefault(choice, names[0])
     path = os.environ.get(ranks.MEETING)
     if is_torchrun or path is None:  # torchrun's agent has a store already
-        return
+        return False
     if not os.access(path, os.R_OK | os.W_OK):
         raise ConfigurationError(
             f"{ranks.MEETING}: {path}, where the ranks of this machine meet, cannot be opened by rank "
             f"{strategy.local_rank}; start the ranks with torchrun"
         )
     begin_process_group(strategy, FileStore(path, strategy.num_processes))
+    return True

@@ -40,6 +40,7 @@ from app.training.run_callbacks.graphed_steps import GraphedSteps
 from app.training.run_callbacks.integrity import IntegrityStop
 from app.training.run_callbacks.nonfinite import NonFiniteStop
 from app.training.run_callbacks.progress import RunProgress
+from app.training.run_callbacks.progress_notes import ProgressNotes
 from app.training.run_callbacks.retention import (
     BestCheckpoint,
     LatestCheckpoints,
@@ -212,6 +213,7 @@ class Session:
             StepKeys(self.seed),
             *([graphed] if graphed else []),
             curve,
+            ProgressNotes(),
             *([IntegrityStop(self.seed, self.directory.checkpoints, *guarding)] if any(guarding) else []),
             NonFiniteStop(self.seed, self.directory.checkpoints),
             *([RunProgress(curve)] if self.cli.config["trainer"]["enable_progress_bar"] is not False else []),
@@ -267,8 +269,7 @@ class Session:
                 )
             )
 
-    def _lost(self, rank: int, code: int) -> None:
-        reason = f"rank {rank} was lost (code {code})"
+    def _lost(self, reason: str) -> None:
         if self.is_recorded and self.launched.may_write:
             write_status(self.directory.status, "failed", self.step, int(ExitCode.RANK_LOST), reason)
         self.launched.close()

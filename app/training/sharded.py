@@ -19,7 +19,8 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from app.models import LanguageModel
-from app.training.distributed import Supervised
+from app.options import PositiveInt
+from app.training.distributed import Supervised, limit_of_collectives
 from app.training.lightning_seams import OpenShardedStrategy, forget_forwards
 
 
@@ -31,10 +32,12 @@ class SupervisedFSDPStrategy(Supervised, OpenShardedStrategy):
 
     Args:
         process_group_backend: ``gloo`` or ``nccl``; by default what the device calls for.
+        timeout_seconds: as of ``SupervisedDDPStrategy``.
     """
 
-    def __init__(self, process_group_backend: str | None = None) -> None:
-        super().__init__(process_group_backend)
+    def __init__(self, process_group_backend: str | None = None, timeout_seconds: PositiveInt = 900) -> None:
+        super().__init__(process_group_backend, limit_of_collectives(timeout_seconds))
+        self.timeout_seconds = timeout_seconds
         self._outermost: Any = None
         self._is_gathered = False
 

@@ -115,8 +115,8 @@ def test_the_launcher_alone_ends_a_run_that_was_told_to_stop(
     others = OtherRanks()
     ended: Any = SimpleNamespace(poll=lambda: 143)
     others.processes = [ended]
-    told: list[tuple[int, int]] = []
-    others.on_lost = lambda rank, code: told.append((rank, code))
+    told: list[str] = []
+    others.on_lost = told.append
     watch = RankWatch(others)
     # not cancelled while it looks, nor while it waits for a better explanation
     looks = iter([False, False, True])
@@ -128,7 +128,7 @@ def test_the_launcher_alone_ends_a_run_that_was_told_to_stop(
     finally:
         requests.restore()
     assert left == ([] if is_told else [6])
-    assert told == ([] if is_told else [(1, 143)])
+    assert told == ([] if is_told else ["rank 1 was lost (code 143)"])
     assert ("rank 1 was lost" in capfd.readouterr().err) == (not is_told)
 
 
