@@ -6,6 +6,7 @@ import os
 import sys
 import textwrap
 import time
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -94,15 +95,18 @@ def _run_all(study: Any, jobs: list[Any], n_slots: int) -> list[int]:
     """Runs jobs; the exit codes of those that failed."""
     from app.study.display import LiveTable, said
     from app.study.engine import Engine, n_nvidia_devices, visible_devices
+    from app.study.starting import starter
 
     left = [job for job in jobs if job.standing().state != "finished"]
     if not left:
         return []
-    steps = check_rows(left)
-    devices = visible_devices(dict(os.environ), n_nvidia_devices)
-    max_steps = {job.name: steps[job.row.name] for job in left}
-    with LiveTable(max_steps) as display:
-        standings = Engine(n_slots, devices, display).run(left, jobs)
+    # Whoever starts the runs gets ready while their rows are checked.
+    with closing(starter(len(left), study.threads, left[0].trusted)) as started_by:
+        steps = check_rows(left)
+        devices = visible_devices(dict(os.environ), n_nvidia_devices)
+        max_steps = {job.name: steps[job.row.name] for job in left}
+        with LiveTable(max_steps) as display:
+            standings = Engine(n_slots, devices, display, started_by).run(left, jobs)
     codes = []
     for job in jobs:
         standing = standings[job.name]

@@ -7,15 +7,13 @@ outlived its runner, is waited for.
 
 import os
 import signal
-import subprocess
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Protocol
 
-from app.run.storage import writing
 from app.study.jobs import Job, Standing
+from app.study.starting import Fresh, Process, Starter
 
 POLL_SECONDS = 0.2
 
@@ -36,12 +34,14 @@ class Engine:
         n_slots: how many at a time.
         devices: numbers of the GPUs that the slots take in turn; none where there are none.
         display: shows how far it is.
+        starter: starts the processes.
     """
 
     n_slots: int
     devices: Sequence[str]
     display: Display
-    _running: dict[int, tuple[Job, "subprocess.Popen[bytes]"]] = field(default_factory=dict)
+    starter: Starter = field(default_factory=Fresh)
+    _running: dict[int, tuple[Job, Process]] = field(default_factory=dict)
 
     def run(self, jobs: Sequence[Job], shown: Sequence[Job] | None = None) -> dict[str, Standing]:
         """Runs what is not finished; a run that fails stops no other.
@@ -92,26 +92,17 @@ class Engine:
             begun = True
         return begun
 
-    def _start(self, job: Job, slot: int) -> "subprocess.Popen[bytes]":
+    def _start(self, job: Job, slot: int) -> Process:
         job.note()
-        device = self.devices[slot % len(self.devices)] if self.devices else None
-        with writing(job.log), Path(job.log).open("ab") as log:
-            # A session of its own: Ctrl-C is the runner's, which passes it on once.
-            return subprocess.Popen(
-                job.process,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env=job.environment(device),
-                start_new_session=True,
-            )
+        return self.starter.start(job, self.devices[slot % len(self.devices)] if self.devices else None)
 
     def _collect(self, queue: list[Job], standings: dict[str, Standing]) -> bool:
         """Takes note of what has ended; whether anything has."""
-        ended = [slot for slot, (_, process) in self._running.items() if process.poll() is not None]
-        for slot in ended:
-            job, process = self._running.pop(slot)
-            standings[job.name] = _after(job, process.returncode)
+        codes = {slot: process.poll() for slot, (_, process) in self._running.items()}
+        ended = {slot: code for slot, code in codes.items() if code is not None}
+        for slot, code in ended.items():
+            job, _ = self._running.pop(slot)
+            standings[job.name] = _after(job, code)
             if standings[job.name].state == "running":  # another process was there first
                 queue.append(job)
         return bool(ended)
@@ -119,8 +110,7 @@ class Engine:
     def _leave(self) -> None:
         """Tells what still runs to save and leave, and waits for it."""
         for _, process in self._running.values():
-            if process.poll() is None:
-                os.kill(process.pid, signal.SIGTERM)
+            process.send_signal(signal.SIGTERM)
         for _, process in self._running.values():
             process.wait()
         self._running.clear()

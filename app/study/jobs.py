@@ -94,14 +94,18 @@ class Job:
         """The process to start."""
         return [sys.executable, "-m", "app", "fit", *self.command]
 
+    @staticmethod
+    def limited(threads: int) -> dict[str, str]:
+        """The environment of a process with so many threads."""
+        return {**os.environ, **dict.fromkeys(THREADS, str(threads))}
+
     def environment(self, device: str | None = None) -> dict[str, str]:
         """The process's environment.
 
         Args:
             device: number of the GPU that it sees alone; None leaves that as it is.
         """
-        own = dict.fromkeys(THREADS, str(self.threads))
-        return {**os.environ, **own, **({} if device is None else {"CUDA_VISIBLE_DEVICES": device})}
+        return self.limited(self.threads) | ({} if device is None else {"CUDA_VISIBLE_DEVICES": device})
 
     @property
     def digest(self) -> str:
