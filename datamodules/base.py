@@ -36,7 +36,7 @@ from datamodules.resident import ResidentEvaluationLoader, ResidentTrainLoader, 
 from datamodules.tokenizers import Tokenizer
 from datamodules.tuning import held_out
 from datamodules.windowed import WindowDataModule
-from datamodules.windows import TrainWindows, micro_batch_index, shard
+from datamodules.windows import TrainWindows, WindowOrder, micro_batch_index, shard
 
 #: tokens in which generated words are looked up; those of a longer text would not fit in memory
 MAX_REFERENCE_TOKENS = 1 << 24
@@ -58,6 +58,8 @@ class TokenDataModule(WindowDataModule):
     Args:
         stride: tokens between evaluation windows; by default, and at most, ``block_size``. Less gives every target more
             context, at proportionally more cost.
+        window_order: their order; every epoch cuts the text anew and visits its windows in a new one (``reshuffled``),
+            all do as the first (``fixed``), or each window begins anywhere, drawn with replacement (``random``).
         max_bytes_on_device: largest token file kept on a GPU; its batches are sliced there. 0 streams always.
         windows: options of :class:`~datamodules.windowed.WindowDataModule`.
 
@@ -69,11 +71,13 @@ class TokenDataModule(WindowDataModule):
         self,
         *,
         stride: PositiveInt | None = None,
+        window_order: WindowOrder = "reshuffled",
         max_bytes_on_device: NonNegativeInt = MAX_BYTES_ON_DEVICE,
         **windows: Any,
     ):
         super().__init__(**windows)
         self.stride = stride
+        self.window_order = window_order
         self.max_bytes_on_device = max_bytes_on_device
         self._resident: dict[str, Tensor] = {}
         self._text: Corpus | None = None
@@ -255,7 +259,8 @@ class TokenDataModule(WindowDataModule):
 
     def train_windows(self) -> TrainWindows:
         """The sequence of training windows."""
-        return TrainWindows(len(self.check_source().train), self.block_size, self.seed, self.repeat_windows)
+        n_tokens = len(self.check_source().train)
+        return TrainWindows(n_tokens, self.block_size, self.seed, self.repeat_windows, self.window_order)
 
     def train_dataloader(self) -> Iterable[Batch]:
         """Endless loader that goes on at the trainer's position; :attr:`seconds_in_loader` counts it."""

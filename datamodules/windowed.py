@@ -24,8 +24,8 @@ class WindowDataModule(LightningDataModule):
         num_workers: loader processes; they change nothing but the speed.
         seed: of the windows' order.
         repeat_windows: train on so many windows again and again; 0 trains on all.
-        tuning_fraction: share of the training data held out for tuning. Where it is set, ``val/*``, the best checkpoint
-            and early stopping are of that part, and the validation split is read by ``app validate`` alone.
+        tuning_fraction: share held out of the training data; for tuning. Where it is set, ``val/*``, the best
+            checkpoint and early stopping are of that part, and the validation split is read by ``app validate`` alone.
 
     Attributes:
         is_tuning: whether what is held out for tuning stands in place of the validation split.

@@ -2,8 +2,9 @@
 
 Training windows are numbered through the whole run, and how many have been consumed is its position: a step
 takes the next ``batch_size`` of them. Every epoch cuts the text into disjoint tiles from a random phase and
-visits them in a random order. Nothing is remembered between calls, so a resumed run, another batch size,
-another number of ranks or loader workers, and another accumulation see the same sequence.
+visits them in a random order; two plainer orders are there to be compared with. Nothing is
+remembered between calls, so a resumed run, another batch size, another number of ranks or loader workers, and another
+accumulation see the same sequence.
 
 Window ``start`` covers the tokens ``[start, start + block_size]``, both ends included: inputs are the first
 ``block_size`` of them, targets the last.
@@ -11,6 +12,7 @@ Window ``start`` covers the tokens ``[start, start + block_size]``, both ends in
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -19,6 +21,11 @@ from app.run.errors import ConfigurationError
 _N_ROUNDS = 10  # even; fewer leave a measurable pattern in the order of small epochs
 # The rounds of the permutation use the streams 0, 1, …; the phase has one of its own.
 _PHASE_STREAM = np.array([1 << 32], dtype=np.uint64)
+_START_STREAM = np.array([2 << 32], dtype=np.uint64)
+
+#: ``reshuffled``: new tiles in a new order in every epoch; ``fixed``: those of the first epoch in all of them;
+#: ``random``: each window begins anywhere, whatever was trained on before
+WindowOrder = Literal["reshuffled", "fixed", "random"]
 
 
 @dataclass(frozen=True)
@@ -38,12 +45,14 @@ class TrainWindows:
         seed: non-negative, below 2^63.
         repeat_windows: if positive, only the first so many windows exist, repeated in the same order
             (to overfit on purpose).
+        order: of the windows; what is said above is ``reshuffled``.
     """
 
     n_tokens: int
     block_size: int
     seed: int
     repeat_windows: int = 0
+    order: WindowOrder = "reshuffled"
 
     def __post_init__(self) -> None:
         assert self.n_tokens > self.block_size >= 1, "the caller checks that one window fits"
@@ -70,7 +79,12 @@ class TrainWindows:
         index = np.asarray(index, dtype=np.uint64).reshape(-1)
         if self.repeat_windows:
             index = index % np.uint64(self.repeat_windows)
+        if self.order == "random":
+            bits = _random_bits(self.seed, index, _START_STREAM)
+            return (bits % np.uint64(self.n_tokens - self.block_size)).astype(np.int64)
         epoch, place = np.divmod(index, np.uint64(self.n_tiles))
+        if self.order == "fixed":
+            epoch = np.zeros_like(epoch)
         phase = _random_bits(self.seed, epoch, _PHASE_STREAM) % np.uint64(self.slack + 1)
         tile = permuted(place, self.n_tiles, self.seed, epoch)
         return (phase + tile * np.uint64(self.block_size)).astype(np.int64)

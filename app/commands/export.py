@@ -108,7 +108,7 @@ def _write_folder(options: argparse.Namespace) -> None:
     with exports.new_folder(options.folder, "DIR") as folder:
         subject = _subject(options)
         network, tokenizer, description = subject.network, subject.tokenizer, subject.description
-        is_gpt2 = options.to == "hf" and type(network) is GPT
+        is_gpt2 = options.to == "hf" and type(network) is GPT and network.is_gpt2
         text = exports.card(
             subject.class_name, subject.n_parameters, description["figures"], description["data"],
             description["commit"], subject.origin, exports.GPT2_CODE if is_gpt2 else exports.CODE,

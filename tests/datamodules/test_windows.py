@@ -101,6 +101,25 @@ def test_repeat_windows_repeats_the_first_ones() -> None:
     assert windows.starts(np.arange(9)).tolist() == free.starts(np.arange(3)).tolist() * 3
 
 
+def test_a_fixed_order_is_that_of_the_first_epoch_for_ever() -> None:
+    moving, fixed = (TrainWindows(1000, 7, seed=3, order=order) for order in ("reshuffled", "fixed"))
+    n = moving.n_tiles
+    starts = fixed.starts(np.arange(3 * n)).reshape(3, n)
+    assert (starts == moving.starts(np.arange(n))).all()
+    assert (starts != moving.starts(np.arange(3 * n)).reshape(3, n)).any(1).tolist() == [False, True, True]
+
+
+def test_random_windows_begin_anywhere_alike() -> None:
+    windows = TrainWindows(108, 8, seed=3, order="random")
+    starts = windows.starts(np.arange(20_000))
+    counts = np.bincount(starts, minlength=100)
+    assert len(counts) == 100, "the last one reads the last token as its target"
+    # Chi-squared of 99 degrees of freedom: its mean and seven standard deviations.
+    assert ((counts - 200) ** 2 / 200).sum() < 99 + 7 * (2 * 99) ** 0.5
+    assert (windows.starts(np.arange(50, 60)) == starts[50:60]).all()
+    assert (starts[:100] != TrainWindows(108, 8, seed=4, order="random").starts(np.arange(100))).any()
+
+
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_the_global_batch_is_the_same_for_every_division(world_size: int, accumulation: int) -> None:

@@ -40,14 +40,27 @@ def by_hand(weights: dict[str, Tensor], idx: Tensor, n_layers: int, n_heads: int
             scores = q_h @ k_h.transpose(1, 2) / math.sqrt(q_h.shape[-1])
             scores = scores + torch.full((T, T), float("-inf")).triu(1)
             heads.append(scores.softmax(-1) @ v_h)
+        if f"{block}.attn.gate.weight" in weights:
+            gates = 1 / (1 + torch.exp(-linear(h, f"{block}.attn.gate")))
+            heads = [gates[..., i : i + 1] * y for i, y in enumerate(heads)]
         x = x + linear(torch.cat(heads, -1), f"{block}.attn.o_proj")
-        hidden = linear(norm(x, f"{block}.ln2"), f"{block}.mlp.fc")
-        hidden = hidden * 0.5 * (1 + torch.erf(hidden / math.sqrt(2)))
+        h = norm(x, f"{block}.ln2")
+        hidden = linear(h, f"{block}.mlp.fc")
+        if f"{block}.mlp.gate.weight" in weights:
+            gate = linear(h, f"{block}.mlp.gate")
+            hidden = hidden * gate / (1 + torch.exp(-gate))
+        else:
+            hidden = hidden * 0.5 * (1 + torch.erf(hidden / math.sqrt(2)))
         x = x + linear(hidden, f"{block}.mlp.proj")
     return linear(norm(x, "ln_f"), "head")
 
 
-@pytest.mark.parametrize("options", [{}, {"bias": True}, {"tie_weights": False}], ids=str)
+GATED = {"swiglu": True, "head_gates": True}
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"bias": True}, {"tie_weights": False}, GATED, GATED | {"bias": True}], ids=str
+)
 def test_equals_a_slow_transformer(options: dict[str, Any]) -> None:
     network = small_network(**options)
     with torch.no_grad():  # zeros and ones would hide mistakes
@@ -81,6 +94,28 @@ def test_outputs_do_not_see_the_future(training: bool) -> None:
     before, after = network(idx).logits, network(changed).logits
     assert relative_error(after[:, :11], before[:, :11]) <= 1e-6
     assert (before[:, 11:] != after[:, 11:]).any()
+
+
+def test_gates_are_read_token_by_token_too() -> None:
+    network = small_network(**GATED).eval()
+    idx = torch.randint(0, 13, (2, 19))
+    logits, cache = network.prefill(idx[:, :7])
+    stepped = [logits, *(network.step(idx[:, t], cache) for t in range(7, 19))]
+    assert relative_error(torch.stack(stepped, 1), network(idx).logits[:, 6:]) <= tolerances.OUTPUT
+
+
+def test_what_gates_weigh_and_cost() -> None:
+    plain, gated = small_network(d_model=24), small_network(d_model=24, **GATED)
+
+    def n_matrices(network: GPT) -> int:
+        return sum(weight.numel() for weight in network.blocks.parameters() if weight.dim() == 2)
+
+    assert gated.blocks[0].mlp.fc.weight.shape == (64, 24)
+    assert (
+        n_matrices(gated) - n_matrices(plain) == 2 * 3 * 24
+    )  # two thirds of 96 are 64: the gates of 3 heads alone
+    assert gated.flops_per_token(19) - plain.flops_per_token(19) == 6 * 2 * 3 * 24
+    assert [plain.is_gpt2, gated.is_gpt2] == [True, False]
 
 
 def test_initial_weights() -> None:

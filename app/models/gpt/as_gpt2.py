@@ -10,6 +10,7 @@ from app.models.gpt.network import GPT
 
 def gpt2_config(network: GPT) -> dict[str, Any]:
     """What ``config.json`` of a GPT-2 model says; there is no token that ends a text."""
+    assert network.is_gpt2, "SwiGLU and gates are nothing that a GPT-2 has"
     arguments = network.description()["init_args"]
     dropout = arguments["dropout"]
     return {

@@ -30,7 +30,7 @@ class GPTCache(KeyValueCache):
 class CausalSelfAttention(nn.Module):
     """Multi-head softmax attention over positions ≤ t, ``(B, T, D) → (B, T, D)``."""
 
-    def __init__(self, d_model: int, n_heads: int, dropout: float, bias: bool):
+    def __init__(self, d_model: int, n_heads: int, dropout: float, bias: bool, head_gates: bool = False):
         super().__init__()
         self.n_heads = n_heads
         self.dropout = dropout
@@ -39,6 +39,7 @@ class CausalSelfAttention(nn.Module):
         self.k_proj = nn.Linear(d_model, d_model, bias=bias)
         self.v_proj = nn.Linear(d_model, d_model, bias=bias)
         self.o_proj = nn.Linear(d_model, d_model, bias=bias)
+        self.gate = nn.Linear(d_model, n_heads, bias=bias) if head_gates else None
         self.core = SoftmaxAttention()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -48,7 +49,7 @@ class CausalSelfAttention(nn.Module):
             for proj in (self.q_proj, self.k_proj, self.v_proj)
         )
         q, k, v = tap(self, "q", q), tap(self, "k", k), tap(self, "v", v)
-        z = tap(self, "z", self.core(q, k, v, self.dropout if self.training else 0.0))
+        z = tap(self, "z", self._gated(self.core(q, k, v, self.dropout if self.training else 0.0), x))
         y = tap(self, "out", self.o_proj(z.transpose(1, 2).flatten(2)))  # (B, T, D)
         return F.dropout(y, self.dropout, self.training)
 
@@ -63,23 +64,31 @@ class CausalSelfAttention(nn.Module):
             n_rows, -1, 3, self.n_heads, rows.shape[1] // self.n_heads
         )
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind()  # (B, H, T, d)
-        y = self.core(q, *cache.append(k, v))
+        y = self._gated(self.core(q, *cache.append(k, v)), rows.view(n_rows, -1, rows.shape[1]))
         mixed: Tensor = self.o_proj(y.transpose(1, 2).reshape(rows.shape))
         return mixed
 
+    def _gated(self, y: Tensor, x: Tensor) -> Tensor:
+        """What the heads have mixed ``(B, H, T, d)``, each times its gate of the token ``(B, T, D)`` that reads."""
+        return y if self.gate is None else y * torch.sigmoid(self.gate(x)).transpose(1, 2).unsqueeze(-1)
+
 
 class MLP(nn.Module):
-    """Feed-forward network, four times as wide inside, with exact GELU."""
+    """Feed-forward network: four times as wide inside with exact GELU, or SwiGLU with about as many weights."""
 
-    def __init__(self, d_model: int, dropout: float, bias: bool):
+    def __init__(self, d_model: int, dropout: float, bias: bool, swiglu: bool = False):
         super().__init__()
         self.dropout = dropout
-        self.fc = nn.Linear(d_model, 4 * d_model, bias=bias)
-        self.proj = nn.Linear(4 * d_model, d_model, bias=bias)
+        # Three matrices in place of two: two thirds of the width, up to a multiple of 8.
+        width = -(-d_model // 3) * 8 if swiglu else 4 * d_model
+        self.fc = nn.Linear(d_model, width, bias=bias)
+        self.gate = nn.Linear(d_model, width, bias=bias) if swiglu else None
+        self.proj = nn.Linear(width, d_model, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, T, D) → (B, T, D)``; the residual dropout is applied here."""
-        hidden = tap(self, "post", F.gelu(tap(self, "pre", self.fc(x))))
+        drive = tap(self, "pre", self.fc(x))
+        hidden = tap(self, "post", F.gelu(drive) if self.gate is None else F.silu(self.gate(x)) * drive)
         y = tap(self, "out", self.proj(hidden))
         return F.dropout(y, self.dropout) if self.training else y
 
@@ -87,12 +96,14 @@ class MLP(nn.Module):
 class GPTBlock(nn.Module):
     """Pre-norm transformer block: attention, then feed-forward, each added to the residual stream."""
 
-    def __init__(self, d_model: int, n_heads: int, dropout: float, bias: bool):
+    def __init__(
+        self, d_model: int, n_heads: int, dropout: float, bias: bool, swiglu: bool, head_gates: bool
+    ):
         super().__init__()
         self.ln1 = LayerNorm(d_model, for_products=True)
-        self.attn = CausalSelfAttention(d_model, n_heads, dropout, bias)
+        self.attn = CausalSelfAttention(d_model, n_heads, dropout, bias, head_gates)
         self.ln2 = LayerNorm(d_model, for_products=True)
-        self.mlp = MLP(d_model, dropout, bias)
+        self.mlp = MLP(d_model, dropout, bias, swiglu)
 
     def forward(self, x: Tensor, cache: GPTCache | None = None) -> Tensor:
         """``(B, T, D) → (B, T, D)``, positions in the cache before those of ``x``."""
@@ -120,6 +131,10 @@ class GPT(LanguageModel):
         dropout: on the embedding, the attention weights and each branch.
         bias: biases in the linear layers of the blocks (LayerNorms always have one).
         tie_weights: one matrix for the token embedding and the output projection.
+        swiglu: feed-forward networks are ``W_proj (silu(W_gate x) ⊙ W_fc x)`` (Shazeer 2020, arXiv 2002.05202), 8/3 as
+            wide inside: about as many weights as with GELU.
+        head_gates: what a head has mixed is multiplied by a sigmoid of the token that reads (Qiu et al. 2025, arXiv
+            2505.06708, headwise); all gates start near 1/2.
 
     Raises:
         ValueError: an argument is out of range; the message names every such argument.
@@ -137,13 +152,19 @@ class GPT(LanguageModel):
         dropout: Probability = 0.0,
         bias: bool = False,
         tie_weights: bool = True,
+        swiglu: bool = False,
+        head_gates: bool = False,
     ):
         super().__init__()
         self.max_context = block_size
         self.dropout = dropout
+        self.is_gpt2 = not (swiglu or head_gates)
         self.tok_emb = Embedding(vocab_size, d_model)
         self.pos_emb = nn.Embedding(block_size, d_model)
-        self.blocks = nn.ModuleList(GPTBlock(d_model, n_heads, dropout, bias) for _ in range(n_layers))
+        options = (d_model, n_heads, dropout, bias, swiglu, head_gates)
+        self.blocks = nn.ModuleList(GPTBlock(*options) for _ in range(n_layers))
+        n_weights = sum(weight.numel() for weight in self.blocks.parameters() if weight.dim() == 2)
+        self._n_more_weights = n_weights - 12 * n_layers * d_model**2  # than the blocks of GPT-2 have
         self.ln_f = LayerNorm(d_model, for_products=True)
         self.head = nn.Linear(d_model, vocab_size, bias=False)
         if tie_weights:
@@ -165,7 +186,7 @@ class GPT(LanguageModel):
     def flops_per_token(self, block_size: int) -> float:
         """Training FLOPs of one token, see :func:`app.models.layers.transformer_flops`."""
         V, D = self.tok_emb.weight.shape
-        return transformer_flops(len(self.blocks), D, V, block_size)
+        return transformer_flops(len(self.blocks), D, V, block_size) + 6.0 * self._n_more_weights
 
     def forward(self, idx: Tensor, targets: Tensor | None = None) -> LanguageModelOutput:
         """See :meth:`LanguageModel.forward`.
