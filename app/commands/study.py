@@ -100,6 +100,8 @@ def _run_all(study: Any, jobs: list[Any], n_slots: int) -> list[int]:
     left = [job for job in jobs if job.standing().state != "finished"]
     if not left:
         return []
+    # Every row's first seed, then every row's second: whenever it is stopped, all rows have about as many.
+    left.sort(key=lambda job: study.seeds.index(job.seed) if job.seed in study.seeds else 0)
     # Whoever starts the runs gets ready while their rows are checked.
     with closing(starter(len(left), study.threads, left[0].trusted)) as started_by:
         steps = check_rows(left)
