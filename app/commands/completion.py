@@ -77,14 +77,22 @@ def all_commands() -> argparse.ArgumentParser:
     names = shipped_names(shipped_directory())
     options = _options_of_fit()
     for name, what in COMMANDS.items():
-        own = getattr(importlib.import_module(module_of(name)), "command_parser", None)
+        module = importlib.import_module(module_of(name))
+        own = getattr(module, "command_parser", None)
         if own is not None:
             parser = commands.add_parser(name, help=what, parents=[own()], add_help=False)
         else:
             parser = commands.add_parser(name, help=what)
             _add_options(parser, name, options)
-        for action in parser._actions:
-            _complete(action, names)
+        parsers = [parser]
+        if parts := getattr(module, "part_parsers", dict)():
+            within = parser.add_subparsers()
+            for part, its in parts.items():
+                about = str(its.description).partition(".")[0].replace("%", "%%")
+                parsers.append(within.add_parser(part, help=about, parents=[its], add_help=False))
+        for of in parsers:
+            for action in of._actions:
+                _complete(action, names)
     return root
 
 

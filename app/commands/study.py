@@ -292,6 +292,13 @@ def _numbers(text: str | None) -> list[int]:
     return [int(part) for part in parts]
 
 
+def part_parsers() -> dict[str, argparse.ArgumentParser]:
+    """What has options of its own behind a first word."""
+    from app.commands import study_routing
+
+    return {ROUTING: study_routing.command_parser()}
+
+
 def command_parser() -> argparse.ArgumentParser:
     parser = CommandParser(
         "study",
