@@ -28,7 +28,7 @@ PAGES = ("one.html", "several.html", "trace.html", "two.html")
 def pages(application: Application, reference: Reference, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Report and trace of one run, report and trace of several."""
     folder = tmp_path_factory.mktemp("pages")
-    other = runs.copied(reference.clean, folder / "other")
+    other = runs.copied(reference.clean, folder / f"a_{'long' * 20}_name")  # wider than a phone, and one word
     config = other / "config.yaml"
     config.write_text(
         re.sub(r"^( *)learning_rate: .*", r"\1learning_rate: 0.5", config.read_text(), flags=re.MULTILINE)
