@@ -85,7 +85,8 @@ def all_commands() -> argparse.ArgumentParser:
             parser = commands.add_parser(name, help=what)
             _add_options(parser, name, options)
         parsers = [parser]
-        if parts := getattr(module, "part_parsers", dict)():
+        parts: dict[str, argparse.ArgumentParser] = getattr(module, "part_parsers", dict)()
+        if parts:
             within = parser.add_subparsers()
             for part, its in parts.items():
                 about = str(its.description).partition(".")[0].replace("%", "%%")

@@ -112,7 +112,8 @@ def _curve(job: Job) -> list[tuple[str, ...]]:
 
 def _compare_seeds(study: Study, report: dict[str, Any], name: str, others: Sequence[Job]) -> bool:
     """Says whether new seeds lie where those of the study predict."""
-    row, spread = report["rows"][name], report["spread"]
+    row = report["rows"][name]
+    spread = row.get("spread", report["spread"])
     if spread is None:
         print("note     no row has two seeds: nothing is predicted")
         return True

@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from app.study.multiplier import Point, multiplier
-from app.study.statistics import Interval, interval, pooled, prediction
+from app.study.multiplier import Multiplier, Point, multiplier
+from app.study.statistics import FEWEST_SEEDS, Interval, Pooled, interval, pooled, prediction, spreads
 from app.study.verdicts import Pair, Verdict, compare, seeds_for_equivalence
 
 SD = 0.01
@@ -63,25 +63,26 @@ def simulated_rows(
 def _intervals(n_draws: int, generator: np.random.Generator) -> Iterator[Finding]:
     truths = 1.5 + 0.05 * np.arange(N_ROWS)
     unequal = SD * np.where(np.arange(N_ROWS) % 2, 0.5, 1.5)[:, None]
-    held = {
-        "mean of a row": 0,
-        "mean of one further seed": 0,
-        "mean of a row, spreads 0.5 and 1.5 times as large": 0,
-    }
-    for _ in range(n_draws):
-        figures = simulated_rows(generator, truths, N_SEEDS)
-        spread, mean = pooled(figures.tolist()), float(figures[0].mean())
-        held["mean of a row"] += holds(interval(mean, N_SEEDS, spread), truths[0])
-        new = truths[0] + SD * generator.standard_normal()
-        held["mean of one further seed"] += holds(prediction(mean, N_SEEDS, spread), new)
-        figures = truths[:, None] + unequal * generator.standard_normal((N_ROWS, N_SEEDS))
-        row = int(generator.integers(N_ROWS))
-        around = interval(float(figures[row].mean()), N_SEEDS, pooled(figures.tolist()))
-        held["mean of a row, spreads 0.5 and 1.5 times as large"] += holds(around, truths[row])
-    for what, n in list(held.items())[:2]:
-        yield coverage(f"95 % interval, {what}", n / n_draws, n_draws)
-    (what, n) = list(held.items())[2]
-    yield Finding(f"95 % interval, {what}", n / n_draws, "none: the pooled variance is then wrong", True)
+    for n in (N_SEEDS, FEWEST_SEEDS):
+        mean_held = new_held = unequal_held = 0
+        for number in range(n_draws):
+            figures = simulated_rows(generator, truths, n)
+            spread, mean = spreads(figures.tolist())[0], float(figures[0].mean())
+            mean_held += holds(interval(mean, n, spread), truths[0])
+            new_held += holds(prediction(mean, n, spread), truths[0] + SD * generator.standard_normal())
+            figures = truths[:, None] + unequal * generator.standard_normal((N_ROWS, n))
+            row = number % N_ROWS
+            around = interval(float(figures[row].mean()), n, spreads(figures.tolist())[row])
+            unequal_held += holds(around, truths[row])
+        of = f"95 % interval, {n} seeds, mean"
+        yield coverage(f"{of} of a row", mean_held / n_draws, n_draws)
+        yield coverage(f"{of} of one further seed", new_held / n_draws, n_draws)
+        found = coverage(
+            f"{of} of a row, spreads 0.5 and 1.5 times as large", unequal_held / n_draws, n_draws
+        )
+        if n < FEWEST_SEEDS:
+            found = found._replace(promise="none: too few seeds for variances of their own", is_kept=True)
+        yield found
 
 
 def _verdicts(n_draws: int, generator: np.random.Generator) -> Iterator[Finding]:
@@ -104,8 +105,8 @@ def _families(n_draws: int, generator: np.random.Generator) -> Iterator[Finding]
         wrong = 0
         for _ in range(n_draws):
             figures = simulated_rows(generator, (*(1.5 - truths * MARGIN), 1.5), n)
-            means, spread = [float(row.mean()) for row in figures], pooled(figures.tolist())
-            found = compare([Pair(mean, n, means[-1], n, spread) for mean in means[:-1]], MARGIN)
+            judged = spreads(figures.tolist())
+            found = compare([pair_of(figures, place, judged) for place in range(len(figures) - 1)], MARGIN)
             wrong += any(c.verdict in _false_of(t) for c, t in zip(found, truths, strict=True))
         yield error_rate(f"any false verdict among 8 comparisons, {n} seeds", wrong / n_draws, n_draws)
 
@@ -133,9 +134,7 @@ def _multipliers(n_draws: int, generator: np.random.Generator) -> Iterator[Findi
         at = 3e14
         for number in range(n_draws):
             figures = simulated_rows(generator, [law(c) for c in flops] + [law(truth * at)], N_SEEDS)
-            ladder = [Point(c, float(row.mean()), N_SEEDS) for c, row in zip(flops, figures, strict=False)]
-            idea = Point(at, float(figures[-1].mean()), N_SEEDS)
-            found = multiplier(ladder, idea, pooled(figures.tolist()), seed=number, n_draws=N_BOOTSTRAP)
+            found = multiplier_of(figures, flops.tolist(), at, seed=number)
             held += holds(found.interval, truth)
             told += found.excludes_one
         yield coverage(f"95 % interval, compute multiplier of {truth:g}", held / n_draws, n_draws)
@@ -144,8 +143,24 @@ def _multipliers(n_draws: int, generator: np.random.Generator) -> Iterator[Findi
 
 
 def _verdict_of_first(figures: np.ndarray) -> Verdict:
-    n, (first, other) = figures.shape[1], (float(row.mean()) for row in figures[:2])
-    return compare([Pair(first, n, other, n, pooled(figures.tolist()))], MARGIN)[0].verdict
+    return compare([pair_of(figures, 0, spreads(figures.tolist()), base=1)], MARGIN)[0].verdict
+
+
+def pair_of(figures: np.ndarray, place: int, judged: Sequence[Pooled], base: int = -1) -> Pair:
+    """A row of ``(rows, n)`` figures and the one that it is compared with."""
+    means, n = figures.mean(1), figures.shape[1]
+    return Pair(float(means[place]), n, float(means[base]), n, judged[place], judged[base])
+
+
+def multiplier_of(figures: np.ndarray, flops: Sequence[float], idea_flops: float, seed: int) -> Multiplier:
+    """That of the last row of ``(rows, n)`` figures, on the ladder of all others."""
+    n, judged = figures.shape[1], spreads(figures.tolist())
+    own = judged if len({*judged}) > 1 else [None] * len(judged)
+    points = [
+        Point(c, float(row.mean()), n, its)
+        for c, row, its in zip([*flops, idea_flops], figures, own, strict=True)
+    ]
+    return multiplier(points[:-1], points[-1], pooled(figures.tolist()), seed=seed, n_draws=N_BOOTSTRAP)
 
 
 def _false_of(truth: float) -> set[str]:

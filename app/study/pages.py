@@ -176,6 +176,8 @@ def _notes(report: Mapping[str, Any], rows: Mapping[str, Any]) -> list[str]:
             f"- A seed's figure spreads by {spread['sd']:.4f}, pooled over all rows ({spread['degrees']} degrees of "
             f"freedom); equivalence of equal rows takes {needed} seeds each for 80 % power."
         )
+        if not spread["alike"]:
+            lines.append("- Rows do not spread alike: each is judged by the variance of its own seeds.")
     tuned = {name: row["tuned"] for name, row in rows.items() if row["tuned"]}
     lines += [
         f"- {name} was tuned to {', '.join(f'{k} {v}' for k, v in of.items())}." for name, of in tuned.items()

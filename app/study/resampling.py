@@ -1,6 +1,6 @@
 """Whether the statistics keep what they promise on losses of real runs: a pool of many seeds at several sizes.
 
-Three seeds of each row are drawn from its pool, with replacement, so that the pool is the population and its means are
+Five seeds of each row are drawn from its pool, with replacement, so that the pool is the population and its means are
 the truth. Multipliers are planted by stating a row's compute wrongly by a known factor; two halves of one row are an
 A/A comparison, whose rows are equal.
 """
@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from app.study.calibration import N_BOOTSTRAP, N_SEEDS, Finding, coverage, error_rate, holds
-from app.study.multiplier import FEWEST_RUNGS, Point, multiplier
-from app.study.statistics import interval, pooled
-from app.study.verdicts import Pair, compare
+from app.study.calibration import Finding, coverage, error_rate, holds, multiplier_of, pair_of
+from app.study.multiplier import FEWEST_RUNGS
+from app.study.statistics import FEWEST_SEEDS as N_SEEDS
+from app.study.statistics import interval, spreads
+from app.study.verdicts import compare
 
 #: of a row's pool, to be a population
-FEWEST_SEEDS = 12
+FEWEST_OF_POOL = 12
 PLANTED = (0.8, 1.0, 1.25)
 
 
@@ -32,11 +33,11 @@ def resampled(report: Mapping[str, Any], n_draws: int = 2000, seed: int = 0) -> 
         ValueError: too few rows or seeds.
     """
     rows = [
-        row for row in report["rows"].values() if len(row["figures"]) >= FEWEST_SEEDS and row.get("flops")
+        row for row in report["rows"].values() if len(row["figures"]) >= FEWEST_OF_POOL and row.get("flops")
     ]
     if len(rows) < FEWEST_RUNGS:
         raise ValueError(
-            f"a pool needs {FEWEST_RUNGS} rows of {FEWEST_SEEDS} seeds, this one has {len(rows)}"
+            f"a pool needs {FEWEST_RUNGS} rows of {FEWEST_OF_POOL} seeds, this one has {len(rows)}"
         )
     rows.sort(key=lambda row: float(row["flops"]))
     pools = [np.array(list(row["figures"].values())) for row in rows]
@@ -47,15 +48,15 @@ def resampled(report: Mapping[str, Any], n_draws: int = 2000, seed: int = 0) -> 
     yield from _multipliers(pools, flops, n_draws, generator)
 
 
-def _drawn(pools: list[np.ndarray], generator: np.random.Generator) -> list[list[float]]:
-    return [generator.choice(pool, N_SEEDS).tolist() for pool in pools]
+def _drawn(pools: list[np.ndarray], generator: np.random.Generator) -> np.ndarray:
+    return np.stack([generator.choice(pool, N_SEEDS) for pool in pools])
 
 
 def _means(pools: list[np.ndarray], n_draws: int, generator: np.random.Generator) -> Iterator[Finding]:
     held = 0
     for number in range(n_draws):
         figures, row = _drawn(pools, generator), number % len(pools)
-        around = interval(float(np.mean(figures[row])), N_SEEDS, pooled(figures))
+        around = interval(float(figures[row].mean()), N_SEEDS, spreads(figures.tolist())[row])
         held += holds(around, float(pools[row].mean()))
     yield coverage(f"95 % interval, mean of a row, {len(pools)} rows of real runs", held / n_draws, n_draws)
 
@@ -65,11 +66,9 @@ def _equal_rows(
 ) -> Iterator[Finding]:
     told = 0
     for number in range(n_draws):
-        pool = pools[number % len(pools)]
-        halves = np.array_split(generator.permutation(pool), 2)
-        a, b = (generator.choice(half, N_SEEDS) for half in halves)
-        spread = pooled([*_drawn(pools, generator), a.tolist(), b.tolist()])
-        pair = Pair(float(a.mean()), N_SEEDS, float(b.mean()), N_SEEDS, spread)
+        halves = np.array_split(generator.permutation(pools[number % len(pools)]), 2)
+        figures = _drawn([*pools, *halves], generator)
+        pair = pair_of(figures, -2, spreads(figures.tolist()))
         told += compare([pair], margin)[0].verdict in ("better", "worse")
     yield error_rate("A/A: two halves of one row told apart by the margin", told / n_draws, n_draws)
 
@@ -80,12 +79,9 @@ def _multipliers(
     for planted in PLANTED:
         held = told = 0
         for number in range(n_draws):
-            figures, place = _drawn(pools, generator), 1 + number % (len(pools) - 2)
-            own = generator.choice(pools[place], N_SEEDS)
-            ladder = [Point(c, float(np.mean(f)), N_SEEDS) for c, f in zip(flops, figures, strict=True)]
-            idea = Point(flops[place] / planted, float(own.mean()), N_SEEDS)
-            spread = pooled([*figures, own.tolist()])
-            found = multiplier(ladder, idea, spread, seed=number, n_draws=N_BOOTSTRAP)
+            place = 1 + number % (len(pools) - 2)
+            figures = _drawn([*pools, pools[place]], generator)
+            found = multiplier_of(figures, flops, flops[place] / planted, seed=number)
             held += holds(found.interval, planted)
             told += found.excludes_one
         yield coverage(f"95 % interval, planted multiplier of {planted:g}", held / n_draws, n_draws)

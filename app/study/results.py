@@ -9,7 +9,7 @@ from app.run.manifest import launches_of
 from app.study.jobs import Job
 from app.study.multiplier import FEWEST_RUNGS, Point, is_within_a_decade, multiplier
 from app.study.plan import Study
-from app.study.statistics import Pooled, interval, pooled
+from app.study.statistics import Pooled, interval, pooled, spread_alike, spreads
 from app.study.verdicts import Pair, compare, seeds_for_equivalence
 
 #: what stands before the name of a slice
@@ -44,28 +44,34 @@ def results(study: Study, jobs: Sequence[Job]) -> dict[str, Any]:
         "rows": found,
     }
     if spread is not None:
-        by_variant = _spread_by_variant(study, figures, spread)
-        for row in study.rows:
-            this = found[row.name]
-            if this["figures"] and row.variant in by_variant:
-                this["interval"] = list(interval(this["mean"], len(this["figures"]), by_variant[row.variant]))
-        _compare(study, found, by_variant)
-        _multiply(study, found, spread)
+        judged, report["spread"]["alike"] = _spread_of_rows(study, figures)
+        for name, of_row in judged.items():
+            this = found[name]
+            this["spread"] = {"sd": of_row.sd, "degrees": of_row.degrees}
+            this["interval"] = list(interval(this["mean"], len(this["figures"]), of_row))
+        _compare(study, found, judged)
+        _multiply(study, found, spread, judged)
     return report
 
 
-def _spread_by_variant(
-    study: Study, figures: Mapping[str, Sequence[float]], everywhere: Pooled
-) -> dict[str, Pooled]:
-    """The spread that judges the rows of each variant: of all rows, or of its own where each has a base of its own.
+def _spread_of_rows(study: Study, figures: Mapping[str, Sequence[float]]) -> tuple[dict[str, Pooled], bool]:
+    """The spread that judges each row that has figures, none where no row has two; whether rows spread alike.
 
-    Variants that are not compared with one another, such as tasks, need not spread alike.
+    Where each variant has a base of its own, variants are judged apart: what is not compared with one another, such as
+    tasks, need not spread alike.
     """
-    variants = dict.fromkeys(row.variant for row in study.rows)
-    if sum(row.label == study.against for row in study.rows) < 2:
-        return dict.fromkeys(variants, everywhere)
-    own = {v: _spread([figures[row.name] for row in study.rows if row.variant == v]) for v in variants}
-    return {variant: spread for variant, spread in own.items() if spread is not None}
+    apart = sum(row.label == study.against for row in study.rows) > 1
+    judged: dict[str, Pooled] = {}
+    alike = True
+    for variant in dict.fromkeys(row.variant for row in study.rows) if apart else [None]:
+        names = [row.name for row in study.rows if variant in (None, row.variant) and figures[row.name]]
+        groups = [figures[name] for name in names]
+        try:
+            judged |= zip(names, spreads(groups), strict=True)
+        except ValueError:
+            continue
+        alike &= spread_alike(groups)
+    return judged, alike
 
 
 def _spread(figures: Iterable[Sequence[float]]) -> Pooled | None:
@@ -132,30 +138,33 @@ def _mean(summaries: Sequence[Mapping[str, Any]], name: str) -> float | None:
     return float(np.mean(values)) if len(values) == len(summaries) and values else None
 
 
-def _compare(study: Study, rows: dict[str, Any], spread: Mapping[str, Pooled]) -> None:
+def _compare(study: Study, rows: dict[str, Any], judged: Mapping[str, Pooled]) -> None:
     """Adds each row's verdict against the one that it is compared with."""
     pairs: dict[str, Pair] = {}
     for row in study.rows:
         base = study.base_of(row)
         this, other = rows[row.name], rows[base.name] if base else {}
-        if this["figures"] and other.get("figures") and row.variant in spread:
+        if base and row.name in judged and base.name in judged:
             numbers = (this["mean"], len(this["figures"]), other["mean"], len(other["figures"]))
-            pairs[row.name] = Pair(*numbers, spread[row.variant])
-            this["against"] = base.name if base else None
+            pairs[row.name] = Pair(*numbers, judged[row.name], judged[base.name])
+            this["against"] = base.name
     for name, found in zip(pairs, compare(list(pairs.values()), study.margin), strict=True):
         rows[name]["comparison"] = {**found._asdict(), "interval": list(found.interval)}
 
 
-def _multiply(study: Study, rows: dict[str, Any], spread: Pooled) -> None:
+def _multiply(study: Study, rows: dict[str, Any], spread: Pooled, judged: Mapping[str, Pooled]) -> None:
     """Adds the compute multiplier of each row that is no rung of the ladder."""
     whole = {name: row for name, row in rows.items() if row["figures"] and row.get("flops")}
-    ladder = [_point(row) for row in whole.values() if row["label"] == study.ladder]
+    points = {name: _point(row, judged[name]) for name, row in whole.items()}
+    if len({*judged.values()}) == 1:  # one variance, drawn once for all
+        points = {name: point._replace(spread=None) for name, point in points.items()}
+    ladder = [points[name] for name, row in whole.items() if row["label"] == study.ladder]
     if study.ladder is None or len({rung.flops for rung in ladder}) < FEWEST_RUNGS:
         return
-    for row in whole.values():
+    for name, row in whole.items():
         if row["label"] == study.ladder:
             continue
-        found = multiplier(ladder, _point(row), spread)
+        found = multiplier(ladder, points[name], spread)
         row["multiplier"] = {
             "value": str(found),
             "range": found.range,
@@ -164,5 +173,5 @@ def _multiply(study: Study, rows: dict[str, Any], spread: Pooled) -> None:
         }
 
 
-def _point(row: Mapping[str, Any]) -> Point:
-    return Point(float(row["flops"]), row["mean"], len(row["figures"]))
+def _point(row: Mapping[str, Any], spread: Pooled) -> Point:
+    return Point(float(row["flops"]), row["mean"], len(row["figures"]), spread)

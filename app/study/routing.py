@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from app.analysis.crystallize_statistics import bootstrap_means, interval
-from app.study.statistics import holm, pooled
+from app.study.statistics import holm, spreads
 from app.study.verdicts import ALPHA, Pair, Verdict, compare
 
 Specialised = Literal["specialised", "not", "undecided"]
@@ -105,10 +105,10 @@ def against_controls(
     Raises:
         ValueError: no two seeds of anything.
     """
-    spread = pooled([own, *controls.values()])
+    spread, *of_controls = spreads([own, *controls.values()])
     pairs = [
-        Pair(float(np.mean(own)), len(own), float(np.mean(figures)), len(figures), spread)
-        for figures in controls.values()
+        Pair(float(np.mean(own)), len(own), float(np.mean(figures)), len(figures), spread, its)
+        for figures, its in zip(controls.values(), of_controls, strict=True)
     ]
     return [
         {

@@ -30,7 +30,8 @@ class Pair(NamedTuple):
         n: its seeds.
         other_mean: of the one that it is compared with.
         other_n: that one's seeds.
-        spread: variance of a seed's figure.
+        spread: variance of a seed's figure of this row.
+        other_spread: of the other's; None where one variance was estimated for both.
     """
 
     mean: float
@@ -38,6 +39,7 @@ class Pair(NamedTuple):
     other_mean: float
     other_n: int
     spread: Pooled
+    other_spread: Pooled | None = None
 
     @property
     def difference(self) -> float:
@@ -45,9 +47,20 @@ class Pair(NamedTuple):
         return self.mean - self.other_mean
 
     @property
-    def variance(self) -> float:
-        """Of the difference."""
-        return self.spread.variance * (1 / self.n + 1 / self.other_n)
+    def of_difference(self) -> Pooled:
+        """Variance of the difference; of two variances with the degrees of freedom of Welch (1947)."""
+        variance = self.spread.variance / self.n
+        if self.other_spread is None or self.other_spread is self.spread:
+            return Pooled(variance + self.spread.variance / self.other_n, self.spread.degrees)
+        other = self.other_spread.variance / self.other_n
+        parts = variance**2 / self.spread.degrees + other**2 / self.other_spread.degrees
+        return Pooled(variance + other, (variance + other) ** 2 / parts if parts > 0 else self.spread.degrees)
+
+    @property
+    def sd(self) -> float:
+        """Of a seed's figure, as if both rows spread alike."""
+        other = self.other_spread or self.spread
+        return float(((self.spread.variance + other.variance) / 2) ** 0.5)
 
 
 class Comparison(NamedTuple):
@@ -82,9 +95,9 @@ def compare(pairs: Sequence[Pair], margin: float) -> list[Comparison]:
     found = []
     for pair, verdict, p in zip(pairs, best, adjusted, strict=True):
         # An interval of a difference is that of a single figure of its variance.
-        around = interval(pair.difference, 1, pair.spread._replace(variance=pair.variance))
+        around = interval(pair.difference, 1, pair.of_difference)
         decided: Verdict = verdict if p <= ALPHA else "undecided"
-        seeds = seeds_to_decide(pair.difference, pair.spread.sd, margin) if decided == "undecided" else None
+        seeds = seeds_to_decide(pair.difference, pair.sd, margin) if decided == "undecided" else None
         found.append(Comparison(pair.difference, around, p, decided, seeds))
     return found
 
@@ -150,7 +163,7 @@ def _fewest(is_enough: Callable[[int], bool]) -> int | None:
 
 def _claims(pair: Pair, margin: float) -> dict[Verdict, float]:
     """The p-value of each claim, such that each may be made at 5 %."""
-    difference, error = pair.difference, pair.variance**0.5
+    difference, error, degrees = pair.difference, pair.of_difference.sd, pair.of_difference.degrees
     if error == 0:
         return {
             "better": float(difference > -margin),
@@ -160,7 +173,7 @@ def _claims(pair: Pair, margin: float) -> dict[Verdict, float]:
 
     def below(limit: float) -> float:
         """p-value of the claim that the difference is below a limit."""
-        return float(stats.t.cdf((difference - limit) / error, pair.spread.degrees))
+        return float(stats.t.cdf((difference - limit) / error, degrees))
 
     return {
         "better": min(1.0, 2 * below(-margin)),

@@ -42,6 +42,11 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(REPOSITORY)}
 
 
+def children_of(pid: int) -> list[int]:
+    found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True)
+    return [int(word) for word in found.stdout.split()]
+
+
 def killed_and_gone_on_with(study: Path, output: Path, seed: int, n_kills: int, parallel: int = 1) -> None:
     """Runs a study whose runner, runs and runner, or both at once, are killed at random moments, until it is whole."""
     draw = random.Random(seed)
@@ -49,13 +54,12 @@ def killed_and_gone_on_with(study: Path, output: Path, seed: int, n_kills: int, 
     for number in range(n_kills):
         runner = subprocess.Popen(words, env=environment(), cwd=study.parent, stdout=subprocess.DEVNULL)
         time.sleep(draw.uniform(4, 16))
-        children = subprocess.run(
-            ["ps", "-o", "pid=", "--ppid", str(runner.pid)], capture_output=True, text=True
-        ).stdout.split()
         what = ("runner", "runs", "both")[number % 3]
-        for pid in children if what != "runner" else []:
+        makers = children_of(runner.pid)  # what forks the runs
+        runs = [pid for maker in makers for pid in children_of(maker)]
+        for pid in {"runner": [], "runs": runs, "both": [*makers, *runs]}[what]:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(int(pid), signal.SIGKILL)
+                os.kill(pid, signal.SIGKILL)
         time.sleep(draw.uniform(0, 8) if what == "runs" else 0)
         runner.kill()
         runner.wait()

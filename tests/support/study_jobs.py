@@ -37,7 +37,7 @@ class Short(Job):
     @property
     def process(self) -> list[str]:
         how = self.row.values.get("how", "finish")
-        loss = float(self.row.values["loss"]) + 0.001 * self.seed
+        loss = float(self.row.values["loss"]) + float(self.row.values.get("per_seed", 0.001)) * self.seed
         return [
             sys.executable,
             "-c",
