@@ -154,12 +154,8 @@ def pair_of(figures: np.ndarray, place: int, judged: Sequence[Pooled], base: int
 
 def multiplier_of(figures: np.ndarray, flops: Sequence[float], idea_flops: float, seed: int) -> Multiplier:
     """That of the last row of ``(rows, n)`` figures, on the ladder of all others."""
-    n, judged = figures.shape[1], spreads(figures.tolist())
-    own = judged if len({*judged}) > 1 else [None] * len(judged)
-    points = [
-        Point(c, float(row.mean()), n, its)
-        for c, row, its in zip([*flops, idea_flops], figures, own, strict=True)
-    ]
+    n = figures.shape[1]
+    points = [Point(c, float(row.mean()), n) for c, row in zip([*flops, idea_flops], figures, strict=True)]
     return multiplier(points[:-1], points[-1], pooled(figures.tolist()), seed=seed, n_draws=N_BOOTSTRAP)
 
 

@@ -3,7 +3,7 @@
 The baseline is trained at several sizes, a ladder: its loss L against the FLOPs C of its active work, at equal tokens
 per parameter. Between the rungs ln L is a monotone cubic of ln C (Fritsch and Carlson 1980); beyond them is nothing.
 The multiplier of an idea is C_base(L_idea) / C_idea: above 1 it needs less. Its interval comes from a parametric
-bootstrap: every mean loss is drawn anew from the variance that all seeds pool, or its own, which is itself uncertain.
+bootstrap: every mean loss is drawn anew from the variance that all seeds pool, which is itself uncertain.
 """
 
 import math
@@ -29,13 +29,11 @@ class Point(NamedTuple):
         flops: of its whole training, positive.
         loss: mean over its seeds, positive.
         n: seeds.
-        spread: variance of a seed's loss where it is this network's own; None where all have one.
     """
 
     flops: float
     loss: float
     n: int
-    spread: Pooled | None = None
 
 
 class Multiplier(NamedTuple):
@@ -75,22 +73,20 @@ def multiplier(
     Args:
         ladder: the baseline's sizes, at least :data:`FEWEST_RUNGS` of different compute.
         idea: what is compared.
-        spread: variance of a seed's loss.
+        spread: variance of a seed's loss, pooled over the ladder and the idea.
         seed: of the bootstrap.
         n_draws: of it.
 
     Raises:
         ValueError: too few rungs.
     """
-    rungs = sorted(ladder, key=lambda rung: (rung.flops, rung.loss))
+    rungs = sorted(ladder)
     if len({rung.flops for rung in rungs}) < FEWEST_RUNGS:
         raise ValueError(f"a ladder needs {FEWEST_RUNGS} sizes, this one has {len(rungs)}")
     generator = np.random.default_rng(seed)
     losses = np.array([rung.loss for rung in rungs] + [idea.loss])
     counts = np.array([rung.n for rung in rungs] + [idea.n])
-    shared = _drawn_sd(spread, n_draws, generator)
-    own = [point.spread for point in [*rungs, idea]]
-    sd = np.stack([shared if its is None else _drawn_sd(its, n_draws, generator) for its in own])
+    sd = (spread.variance * spread.degrees / generator.chisquare(spread.degrees, n_draws)) ** 0.5
     drawn = losses[:, None] + generator.standard_normal((len(losses), n_draws)) * sd / counts[:, None] ** 0.5
     drawn = np.concatenate([losses[:, None], drawn], 1)
     log_flops = np.log([rung.flops for rung in rungs])
@@ -100,14 +96,9 @@ def multiplier(
     return Multiplier(float(found[0]), Interval(float(low), float(high)), float(ends[0]), float(ends[1]))
 
 
-def _drawn_sd(spread: Pooled, n_draws: int, generator: np.random.Generator) -> np.ndarray:
-    """Standard deviations ``(n_draws,)`` that a variance with so many degrees of freedom may be an estimate of."""
-    return (spread.variance * spread.degrees / generator.chisquare(spread.degrees, n_draws)) ** 0.5
-
-
 def curve(ladder: Sequence[Point]) -> tuple[np.ndarray, np.ndarray]:
     """The baseline's loss at any compute of its ladder: FLOPs and losses, ``(N_PLACES,)`` each."""
-    rungs = sorted(ladder, key=lambda rung: (rung.flops, rung.loss))
+    rungs = sorted(ladder)
     log_losses = np.log([[max(rung.loss, 1e-12)] for rung in rungs])
     place, found = _monotone(np.log([rung.flops for rung in rungs]), log_losses)
     return np.exp(place), np.exp(found[:, 0])

@@ -8,6 +8,7 @@ from typing import Any, BinaryIO
 from app.analysis import drawable, style
 from app.study.compute_picture import draw_compute, has_ladder
 from app.study.skills import draw_difficulty, draw_state, tasks_of
+from app.study.statistics import FEWEST_SEEDS
 
 #: what each picture asks
 TITLES = {
@@ -176,8 +177,10 @@ def _notes(report: Mapping[str, Any], rows: Mapping[str, Any]) -> list[str]:
             f"- A seed's figure spreads by {spread['sd']:.4f}, pooled over all rows ({spread['degrees']} degrees of "
             f"freedom); equivalence of equal rows takes {needed} seeds each for 80 % power."
         )
-        if not spread["alike"]:
-            lines.append("- Rows do not spread alike: each is judged by the variance of its own seeds.")
+        if any(len(row["figures"]) >= FEWEST_SEEDS for row in rows.values()):
+            lines.append(
+                f"- A row of {FEWEST_SEEDS} seeds and more is judged by the variance of its own (Welch)."
+            )
     tuned = {name: row["tuned"] for name, row in rows.items() if row["tuned"]}
     lines += [
         f"- {name} was tuned to {', '.join(f'{k} {v}' for k, v in of.items())}." for name, of in tuned.items()

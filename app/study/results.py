@@ -9,7 +9,7 @@ from app.run.manifest import launches_of
 from app.study.jobs import Job
 from app.study.multiplier import FEWEST_RUNGS, Point, is_within_a_decade, multiplier
 from app.study.plan import Study
-from app.study.statistics import Pooled, interval, pooled, spread_alike, spreads
+from app.study.statistics import Pooled, interval, pooled, spreads
 from app.study.verdicts import Pair, compare, seeds_for_equivalence
 
 #: what stands before the name of a slice
@@ -44,34 +44,31 @@ def results(study: Study, jobs: Sequence[Job]) -> dict[str, Any]:
         "rows": found,
     }
     if spread is not None:
-        judged, report["spread"]["alike"] = _spread_of_rows(study, figures)
+        judged = _spread_of_rows(study, figures)
         for name, of_row in judged.items():
             this = found[name]
             this["spread"] = {"sd": of_row.sd, "degrees": of_row.degrees}
             this["interval"] = list(interval(this["mean"], len(this["figures"]), of_row))
         _compare(study, found, judged)
-        _multiply(study, found, spread, judged)
+        _multiply(study, found)
     return report
 
 
-def _spread_of_rows(study: Study, figures: Mapping[str, Sequence[float]]) -> tuple[dict[str, Pooled], bool]:
-    """The spread that judges each row that has figures, none where no row has two; whether rows spread alike.
+def _spread_of_rows(study: Study, figures: Mapping[str, Sequence[float]]) -> dict[str, Pooled]:
+    """The spread that judges each row that has figures; none where no row has two.
 
     Where each variant has a base of its own, variants are judged apart: what is not compared with one another, such as
     tasks, need not spread alike.
     """
     apart = sum(row.label == study.against for row in study.rows) > 1
     judged: dict[str, Pooled] = {}
-    alike = True
     for variant in dict.fromkeys(row.variant for row in study.rows) if apart else [None]:
         names = [row.name for row in study.rows if variant in (None, row.variant) and figures[row.name]]
-        groups = [figures[name] for name in names]
         try:
-            judged |= zip(names, spreads(groups), strict=True)
+            judged |= zip(names, spreads([figures[name] for name in names]), strict=True)
         except ValueError:
             continue
-        alike &= spread_alike(groups)
-    return judged, alike
+    return judged
 
 
 def _spread(figures: Iterable[Sequence[float]]) -> Pooled | None:
@@ -152,19 +149,18 @@ def _compare(study: Study, rows: dict[str, Any], judged: Mapping[str, Pooled]) -
         rows[name]["comparison"] = {**found._asdict(), "interval": list(found.interval)}
 
 
-def _multiply(study: Study, rows: dict[str, Any], spread: Pooled, judged: Mapping[str, Pooled]) -> None:
+def _multiply(study: Study, rows: dict[str, Any]) -> None:
     """Adds the compute multiplier of each row that is no rung of the ladder."""
     whole = {name: row for name, row in rows.items() if row["figures"] and row.get("flops")}
-    points = {name: _point(row, judged[name]) for name, row in whole.items()}
-    if len({*judged.values()}) == 1:  # one variance, drawn once for all
-        points = {name: point._replace(spread=None) for name, point in points.items()}
-    ladder = [points[name] for name, row in whole.items() if row["label"] == study.ladder]
+    rungs = [row for row in whole.values() if row["label"] == study.ladder]
+    ladder = [_point(row) for row in rungs]
     if study.ladder is None or len({rung.flops for rung in ladder}) < FEWEST_RUNGS:
         return
-    for name, row in whole.items():
-        if row["label"] == study.ladder:
+    for row in whole.values():
+        spread = _spread([list(one["figures"].values()) for one in [*rungs, row]])
+        if row["label"] == study.ladder or spread is None:
             continue
-        found = multiplier(ladder, points[name], spread)
+        found = multiplier(ladder, _point(row), spread)
         row["multiplier"] = {
             "value": str(found),
             "range": found.range,
@@ -173,5 +169,5 @@ def _multiply(study: Study, rows: dict[str, Any], spread: Pooled, judged: Mappin
         }
 
 
-def _point(row: Mapping[str, Any], spread: Pooled) -> Point:
-    return Point(float(row["flops"]), row["mean"], len(row["figures"]), spread)
+def _point(row: Mapping[str, Any]) -> Point:
+    return Point(float(row["flops"]), row["mean"], len(row["figures"]))

@@ -1,22 +1,19 @@
 """Means of a few seeds: a variance pooled over all rows, Student's intervals, and corrections for many comparisons.
 
-Three seeds tell next to nothing of their own spread. Rows of one study are trained on one text at one length, and their
-losses spread alike; so one variance is estimated from all of them, with the degrees of freedom that they have together.
-Where they have five seeds and do not spread alike, each row's own variance judges it: a pooled one is too small for the
-rows that spread widely and hides what the others tell.
+Three seeds tell next to nothing of their own spread. Rows of one study are trained on one text at one length; so one
+variance is estimated from all of them, with the degrees of freedom that they have together. It is too small for rows
+that spread more widely than others, as real ones do, and hides what those tell: from five seeds on a row is judged by
+its own.
 """
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy import special, stats
+from scipy import stats
 
 LEVEL = 0.95
-#: p of Bartlett's test up to which rows are taken to spread unequally: not a claim, so it may err often. With own
-#: variances a mean is merely told less sharply
-UNEQUAL = 0.2
-#: of a row, for its own variance to say something: Student's quantile is 4.3 with three seeds and 2.8 with five
+#: of a row, for its own variance to say enough: Student's quantile is 4.3 with three seeds and 2.8 with five
 FEWEST_SEEDS = 5
 
 
@@ -61,7 +58,7 @@ def pooled(groups: Sequence[Sequence[float]]) -> Pooled:
 
 
 def spreads(groups: Sequence[Sequence[float]]) -> list[Pooled]:
-    """The variance that judges each row: one for all, or its own where rows of five seeds spread unequally.
+    """The variance that judges each row: its own from :data:`FEWEST_SEEDS` on, else that of all rows together.
 
     Args:
         groups: the figures of each row, one a seed.
@@ -70,22 +67,7 @@ def spreads(groups: Sequence[Sequence[float]]) -> list[Pooled]:
         ValueError: no group has two figures.
     """
     everywhere = pooled(groups)
-    if spread_alike(groups):
-        return [everywhere] * len(groups)
     return [pooled([group]) if len(group) >= FEWEST_SEEDS else everywhere for group in groups]
-
-
-def spread_alike(groups: Sequence[Sequence[float]]) -> bool:
-    """Whether rows of enough seeds to tell are not told to spread unequally (Bartlett 1937)."""
-    told = [group for group in groups if len(group) >= FEWEST_SEEDS]
-    variances = np.array([np.var(group, ddof=1) for group in told])
-    if len(told) < 2 or not (variances > 0).all():
-        return True
-    degrees = np.array([len(group) - 1 for group in told])
-    log_ratios = degrees.sum() * np.log(degrees @ variances / degrees.sum()) - degrees @ np.log(variances)
-    correction = 1 + ((1 / degrees).sum() - 1 / degrees.sum()) / (3 * (len(told) - 1))
-    # That of scipy.stats checks its arguments for twenty times as long.
-    return float(special.chdtrc(len(told) - 1, log_ratios / correction)) > UNEQUAL
 
 
 def interval(mean: float, n: int, spread: Pooled, level: float = LEVEL) -> Interval:
