@@ -3,7 +3,8 @@
 import inspect
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
 from typing import Any
@@ -14,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from app.options import PositiveInt
 from app.run.errors import AppError, RankLostError
 from app.run.rank_processes import OTHERS, lost_message, rank_zero
+from app.run.ranks import is_torchrun
 from app.run.signals import exit_code_of, requested, waiting
 from app.training.hang_watch import HangWatch, StoreNotes
 from app.training.lightning_seams import OpenDDPStrategy, OpenLauncher
@@ -147,6 +149,26 @@ class SupervisedLauncher(OpenLauncher):
         others.wait(10.0)
         others.end([signal.SIGTERM, signal.SIGKILL])
         return result
+
+
+@contextmanager
+def broken_connections_told() -> Iterator[None]:
+    """Of ranks that torchrun has started each says itself what a broken connection means.
+
+    Raises:
+        RankLostError: in place of the error of a collective.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_torchrun() or not is_broken_connection(error):
+            raise
+        if (asked := requested()) is not None:
+            raise SystemExit(int(exit_code_of(asked))) from error
+        raise RankLostError(
+            f"another rank was lost, or the network to it ({str(error).splitlines()[0]}); what it said stands in its "
+            "own output. Remedy: start the same command again on all hosts with --resume auto."
+        ) from error
 
 
 def is_broken_connection(error: BaseException) -> bool:

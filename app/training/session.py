@@ -25,6 +25,7 @@ from app.run.status import read_status, write_status
 from app.run.terminal import say
 from app.training import run_path
 from app.training.command_line import RunCLI
+from app.training.distributed import broken_connections_told
 from app.training.ending import print_ending
 from app.training.estimate import describe_network, device_name
 from app.training.first_weights import take_weights
@@ -146,12 +147,13 @@ class Session:
 
     def fit(self) -> None:
         assert self.trainer is not None and self.model is not None
-        self.trainer.fit(
-            self.model,
-            datamodule=self.data,
-            ckpt_path=self.launched.checkpoint,
-            weights_only=True if self.launched.checkpoint else None,
-        )
+        with broken_connections_told():
+            self.trainer.fit(
+                self.model,
+                datamodule=self.data,
+                ckpt_path=self.launched.checkpoint,
+                weights_only=True if self.launched.checkpoint else None,
+            )
 
     # -- building ---------------------------------------------------------------------------------------
 
