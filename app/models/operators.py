@@ -16,9 +16,9 @@ from torch import nn
 
 import app.ops
 from app.ops import choice
-from app.ops.choice import PACKAGE, PASSED, Form, keep
+from app.ops.choice import FORMS, PACKAGE, PASSED, Form, keep
 
-__all__ = ["PASSED", "called_by", "code", "is_form_said", "keep", "taken"]
+__all__ = ["FORMS", "PASSED", "called_by", "code", "is_form_said", "keep", "taken"]
 
 
 def is_form_said() -> bool:

@@ -4,6 +4,7 @@ import csv
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from app.run.checkpoint import list_checkpoints, verify
@@ -25,6 +26,7 @@ class Launched(NamedTuple):
         place: device, version of PyTorch and number of processes.
         n_threads: of its operations on the CPU; 0 where it says none.
         data: fingerprint of its text.
+        path: by which forms and compilation it computed; empty of an earlier version.
     """
 
     first: int
@@ -32,6 +34,7 @@ class Launched(NamedTuple):
     place: Mapping[str, Any]
     n_threads: int = 0
     data: Mapping[str, Any] | None = None
+    path: Mapping[str, Any] = MappingProxyType({})
 
 
 class Piece(NamedTuple):
@@ -62,6 +65,7 @@ def launches(run: RunDirectory) -> list[Launched]:
             place if isinstance(place, dict) else {},
             threads if type(threads) is int else 0,
             data if isinstance(data, dict) else None,
+            path if isinstance(path := launch.get("path"), dict) else {},
         )
         found = [earlier for earlier in found if earlier.first < first] + [made]
     if not found:
@@ -80,7 +84,11 @@ def pieces(run: RunDirectory, first: int, last: int) -> list[Piece]:
         begin, end = max(first, launch.first), min(last, end)
         if begin >= end:
             continue
-        if found and found[-1].launch.configuration == launch.configuration:
+        last_launch = found[-1].launch if found else None
+        if last_launch and (last_launch.configuration, last_launch.path) == (
+            launch.configuration,
+            launch.path,
+        ):
             found[-1] = found[-1]._replace(last=end)
         else:
             found.append(Piece(begin, end, launch))

@@ -57,6 +57,8 @@ def _problem(state: dict[str, Any], found: Any) -> str | None:
         for name, kind in _FIELDS[needed].items():
             if type(state.get(name)) is not kind or (name in _LEAST and state[name] < _LEAST[name]):
                 return f"its {STATE_KEY}.{name} is {state.get(name)!r:.40}"
+    if "path" in state and not isinstance(state["path"], dict):
+        return f"its {STATE_KEY}.path is {state['path']!r:.40}"
     return None
 
 

@@ -28,12 +28,14 @@ from app.training.first_weights import take_weights
 from app.training.framework_output import silence_framework
 from app.training.language_model import LanguageModelModule
 from app.training.options import allowed
+from app.training.run_callbacks.compiled_steps import CompiledSteps
 from app.training.run_callbacks.curve import TrainingCurve
 from app.training.run_callbacks.graphed_steps import GraphedSteps
 from app.training.run_callbacks.nonfinite import NonFiniteStop, replay
 from app.training.run_callbacks.retention import RunState, VerifiedCheckpointIO
 from app.training.run_callbacks.step_keys import StepKeys
 from app.training.run_callbacks.weight_averaging import train_on
+from app.training.run_path import retake
 from app.training.same_run import check_same_run
 
 
@@ -176,6 +178,8 @@ class PastSteps:
             )
         if piece.launch.n_threads and trainer.strategy.root_device.type == "cpu":
             torch.set_num_threads(piece.launch.n_threads)  # sums are cut by them
+        compiles = retake(piece.launch.path)
+        trainer.callbacks[:0] = [CompiledSteps(compiles)] if compiles != "none" else []  # type: ignore[attr-defined]
         data.check_placement(1, trainer.accumulate_grad_batches)
         model.logged_steps = wanted
         path = None if checkpoint is None else str(checkpoint)

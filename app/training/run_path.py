@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend
 from app.models import LanguageModel, operators
 from app.models.attention import SoftmaxAttention
 from app.training.command_line import RunCLI
-from app.training.compiled import has_passed, require_compiler
+from app.training.compiled import PATHS, has_passed, require_compiler
 from app.training.options.run import CompileMode
 from app.training.passed import family, torch_version
 
@@ -82,11 +82,7 @@ def take(
             )
     if is_elsewhere:
         kept = None
-    operators.keep({} if kept is None or operators.is_form_said() else kept["operators"])
-    wanted = None if kept is None else kept["attention"]
-    torch.backends.cuda.enable_cudnn_sdp(
-        block_size >= FROM_WHICH_CUDNN if wanted is None else wanted == "cudnn"
-    )
+    _keep(kept or {}, block_size)
     is_half = "bf16" in str(cli.config["trainer"]["precision"])
     forms = operators.taken(network, device)
     path = {
@@ -105,6 +101,29 @@ def take(
                 f"operators compute as in the checkpoint: {named}; APP_OP_FORM= lets this place choose"
             )
     return path, notes
+
+
+def retake(path: Mapping[str, Any]) -> CompileMode:
+    """Lets this process compute by the path of a launch, as it recorded it; a form that is said here goes before.
+
+    Args:
+        path: of that launch; empty for the usual forms.
+
+    Returns:
+        What it compiled.
+    """
+    _keep(path)
+    return next((mode for mode in PATHS if mode == path.get("compile")), "none")
+
+
+def _keep(path: Mapping[str, Any], block_size: int = 0) -> None:
+    found = path.get("operators")
+    forms = found if isinstance(found, dict) and not operators.is_form_said() else {}
+    operators.keep({name: form for name, form in forms.items() if form in operators.FORMS})
+    backend = path.get("attention")
+    torch.backends.cuda.enable_cudnn_sdp(
+        block_size >= FROM_WHICH_CUDNN if backend is None else backend == "cudnn"
+    )
 
 
 def differs(path: Mapping[str, Any], before: Mapping[str, Any]) -> bool:

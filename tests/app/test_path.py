@@ -22,7 +22,9 @@ def lines(ended: Ended, word: str) -> list[str]:
 @side_by_side
 def test_forms_are_kept_until_somebody_says_otherwise(application: Application, tmp_path: Path) -> None:
     text = tiny.write_text(tmp_path / "text.txt")
-    config = tiny.write(tmp_path / "config.yaml", tiny.gpt(text, trainer__max_steps=8))
+    config = tiny.write(
+        tmp_path / "config.yaml", tiny.gpt(text, trainer__max_steps=8, trainer__log_every_n_steps=1)
+    )
     clean, run = tmp_path / "clean", tmp_path / "run"
     # The server has read the variable before.
     naive: dict[str, Any] = {
@@ -50,6 +52,10 @@ def test_forms_are_kept_until_somebody_says_otherwise(application: Application, 
     assert lines(ended, "path") == ["eager steps, math attention, vectorized operators"], ended
     assert "the run goes on by another path: as exactly, but not to the same bits" in lines(ended, "note")
     assert "path.operators.layer_norm: 'naive' -> 'vectorized'" in runs.launches(run)[-1]["changes"]
+    # Steps of either path are made again by their own: naive up to the eighth, then not.
+    ended = application.run("replay", run, "--sample", 10, cwd=tmp_path)
+    assert ended.code == 0, ended
+    assert "as recorded, bit for bit" in ended.out
 
 
 @side_by_side
