@@ -52,8 +52,12 @@ def killed_and_gone_on_with(study: Path, output: Path, seed: int, n_kills: int, 
     draw = random.Random(seed)
     words = command(study, "--output", output, "--parallel", parallel)
     for number in range(n_kills):
+        n_begun = len([*output.glob("jobs/*.json")])
         runner = subprocess.Popen(words, env=environment(), cwd=study.parent, stdout=subprocess.DEVNULL)
-        time.sleep(draw.uniform(4, 16))
+        while len([*output.glob("jobs/*.json")]) <= n_begun + parallel:  # however long it takes to import
+            time.sleep(0.1)
+            assert runner.poll() is None, "it has ended before it could be killed"
+        time.sleep(draw.uniform(0, 8))
         what = ("runner", "runs", "both")[number % 3]
         makers = children_of(runner.pid)  # what forks the runs
         runs = [pid for maker in makers for pid in children_of(maker)]
