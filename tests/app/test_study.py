@@ -52,9 +52,9 @@ def killed_and_gone_on_with(study: Path, output: Path, seed: int, n_kills: int, 
     draw = random.Random(seed)
     words = command(study, "--output", output, "--parallel", parallel)
     for number in range(n_kills):
-        n_begun = len([*output.glob("jobs/*.json")])
+        n_begun = len([*output.glob("runs/*/*/run.json")])
         runner = subprocess.Popen(words, env=environment(), cwd=study.parent, stdout=subprocess.DEVNULL)
-        while len([*output.glob("jobs/*.json")]) <= n_begun + parallel:  # however long it takes to import
+        while len([*output.glob("runs/*/*/run.json")]) <= n_begun + 1:  # however long it takes to import
             time.sleep(0.1)
             assert runner.poll() is None, "it has ended before it could be killed"
         time.sleep(draw.uniform(0, 8))
@@ -127,6 +127,8 @@ def test_twelve_rows_killed_at_random_moments(tmp_path: Path, seed: int) -> None
     assert ended.returncode == 0, ended.stdout + ended.stderr
     print(f"12 rows of 3 seeds: {time.monotonic() - began:.0f} s")
     killed_and_gone_on_with(study, tmp_path / "broken", seed, n_kills=3, parallel=2)
+    logs = [log.read_text() for log in (tmp_path / "broken" / "jobs").glob("*.log")]
+    assert any("the launch before this one was killed" in log for log in logs), "no kill has met a run"
     assert without_times(tmp_path / "broken") == without_times(tmp_path / "whole")
     row = "gpt-d_model_8-dropout_0.0"
     verified = subprocess.run(
