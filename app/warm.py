@@ -61,7 +61,7 @@ def serve(warm_up: Callable[[], None] = import_framework) -> None:
     n_threads = len(os.listdir("/proc/self/task"))
     warm_up()
     if reason := reason_against_forking(n_threads):
-        print(json.dumps(reason), file=answers, flush=True)
+        print(json.dumps(reason, allow_nan=False), file=answers, flush=True)
         os._exit(0)
     pids: dict[int, int] = {}
     codes: dict[int, int] = {}
@@ -81,7 +81,7 @@ def serve(warm_up: Callable[[], None] = import_framework) -> None:
                 if ended:
                     codes[number] = os.waitstatus_to_exitcode(status)
         found = {number: [pid, codes.get(number)] for number, pid in pids.items()}
-        print(json.dumps([order["ask"], found]), file=answers, flush=True)
+        print(json.dumps([order["ask"], found], allow_nan=False), file=answers, flush=True)
     # Not a word more: whoever asked is gone, and so may be whoever reads what an interpreter says at its end.
     os._exit(0)
 

@@ -161,7 +161,7 @@ def has_kernel(function: Callable[..., Any], x: torch.Tensor) -> bool:
     """
     package, name = function.__module__, function.__name__
     return (
-        preferred(x.device, x.dtype, x.shape)[0] == "triton"
+        preferred(x.device, x.dtype, x.shape, package)[0] == "triton"
         and may_compute("triton", package, x.device)
         and importlib.util.find_spec(f"{package}.triton") is not None
         and _function(package, "triton", name) is not None

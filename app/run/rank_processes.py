@@ -102,7 +102,7 @@ class OtherRanks:
 
     def _send(self, words: "Words") -> None:
         file, values = words.made
-        body = json.dumps([words.subject, values]).encode()
+        body = json.dumps([words.subject, values], allow_nan=False).encode()
         for channel in self._channels:
             with contextlib.suppress(OSError):  # a rank that is gone is noticed by the watch
                 socket.send_fds(channel, [_LENGTH.pack(len(body))], [] if file is None else [file.fileno()])

@@ -133,7 +133,7 @@ class Warm:
     def _send(self, order: dict[str, object]) -> None:
         assert self._process.stdin is not None
         with suppress(OSError):  # the missing answer will tell
-            self._process.stdin.write(json.dumps(order).encode() + b"\n")
+            self._process.stdin.write(json.dumps(order, allow_nan=False).encode() + b"\n")
             self._process.stdin.flush()
 
 

@@ -24,7 +24,7 @@ from torch.distributed import TCPStore
 
 from app.run.errors import AppError, ExitCode
 from app.run.rank_processes import OTHERS, rank_zero
-from app.run.ranks import is_torchrun
+from app.run.ranks import LAUNCHER, is_torchrun
 from app.run.signals import requested
 from app.run.watch import end_descendants
 
@@ -70,7 +70,7 @@ class StoreNotes:
             return None
 
     def write(self, rank: int, values: Mapping[str, Any]) -> None:
-        self._store.set(self._key(rank), json.dumps(values))
+        self._store.set(self._key(rank), json.dumps(values, allow_nan=False))
 
     def read(self, rank: int) -> dict[str, Any] | None:
         if not self._store.check([self._key(rank)]):
@@ -135,7 +135,7 @@ class HangWatch(threading.Thread):
         beats: dict[int, tuple[int, float]] = {}
         silent, looked = 0.0, time.monotonic()
         for beat in range(1 << 62):
-            if self._closed.wait(NOTE_SECONDS):
+            if self._closed.wait(NOTE_SECONDS if beat else 0.0):
                 return
             notes = notes or self.connect()
             was = self._progress(found)
@@ -192,7 +192,7 @@ class HangWatch(threading.Thread):
             end_descendants()
             # The launcher is the rank that hangs, or it would have ended this one.
             if rank_zero() is not None and not is_torchrun():
-                os.kill(os.getppid(), signal.SIGKILL)
+                os.kill(int(os.environ[LAUNCHER]), signal.SIGKILL)
         finally:
             os._exit(ExitCode.RANK_LOST)
 

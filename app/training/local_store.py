@@ -65,7 +65,7 @@ class LocalNotes:
 
     def write(self, rank: int, values: Mapping[str, Any]) -> None:
         """Replaces what a rank has noted."""
-        text = json.dumps(values).encode()[:_NOTE_BYTES].ljust(_NOTE_BYTES)
+        text = json.dumps(values, allow_nan=False).encode()[:_NOTE_BYTES].ljust(_NOTE_BYTES)
         self._memory[rank * _NOTE_BYTES : (rank + 1) * _NOTE_BYTES] = text
 
     def read(self, rank: int) -> dict[str, Any] | None:

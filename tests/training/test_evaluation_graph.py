@@ -111,7 +111,7 @@ def test_a_pass_that_differs_never_counts(tmp_path: Path, capsys: pytest.Capture
 
 def test_what_cannot_be_captured_runs_eagerly(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def refuse(compute: Callable[[Outside], Outputs], parameters: Any) -> Any:
-        compute()
+        compute(at_once)
         raise RuntimeError("operation not permitted when stream is capturing")
 
     plain = trained(tmp_path, "gpt", Graphs(None))

@@ -2,13 +2,16 @@
 
 import os
 import time
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 from torch.distributed import TCPStore
 
 from app.training import hang_watch
-from app.training.hang_watch import HangWatch, behind, told
+from app.training.hang_watch import HangWatch, StoreNotes, behind, told
+from app.training.local_store import LocalNotes
 
 
 def noted(step: int = 8, collectives: int = 20, **values: Any) -> dict[str, Any]:
@@ -64,12 +67,18 @@ class Ends(HangWatch):
         self.close()
 
 
-@pytest.fixture
-def ranks(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Watches of two ranks on one store."""
+@pytest.fixture(params=["store", "memory"])
+def ranks(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Watches of two ranks that note in one store, or in memory that they share."""
     monkeypatch.setattr(hang_watch, "NOTE_SECONDS", 0.02)
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    made = [Ends(("127.0.0.1", store.port), rank, 2, 0.5) for rank in range(2)]
+    file = tmp_path / "notes"
+    file.write_bytes(bytes(2 * 4096))
+    connect = {
+        "store": partial(StoreNotes.connected, ("127.0.0.1", store.port)),
+        "memory": partial(LocalNotes, str(file)),
+    }[request.param]
+    made = [Ends(connect, rank, 2, 0.5) for rank in range(2)]
     for watch in made:
         watch.start()
     yield made

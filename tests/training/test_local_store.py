@@ -65,13 +65,15 @@ def _rank(rank: int, store: str, results: Connection) -> None:
 
 @needs_linux
 def test_two_ranks_listen_on_this_machine_alone(tmp_path: Path) -> None:
-    open_meeting()
+    place = open_meeting(2)
     os.environ["MASTER_ADDR"] = "192.0.2.1"  # nobody meets there
     try:
         found = two_ranks(_rank, tmp_path)
     finally:
         del os.environ["MASTER_ADDR"]
-        os.close(int(os.environ[ranks.MEETING].rsplit("/", 1)[1]))
+        for name, path in place.items():
+            del os.environ[name]
+            os.close(int(path.rsplit("/", 1)[1]))
     assert [total for total, _ in found] == [3.0, 3.0]
     assert {place for _, places in found for place in places} == {"0100007F"}
 
