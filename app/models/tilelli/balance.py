@@ -42,36 +42,28 @@ class BalanceLosses:
     router_z_loss: float
     pathway_balance: float
 
-    @property
-    def reads_probabilities(self) -> bool:
-        """Whether they are functions of the probabilities of single tokens, and not of their mean alone."""
-        return self._judges_banks("switch") or self.pathway_balance > 0
-
-    def means(
-        self, r_BTPN: Tensor | None, bank_BTP: Tensor, bank_probability_PN: Tensor, logits: Tensor
-    ) -> Tensor:
+    def means(self, r_BTPN: Tensor, bank_BTP: Tensor, bank_probability_PN: Tensor, logits: Tensor) -> Tensor:
         """The batch means that :meth:`total` is a function of, ``(M,)`` with their graph; empty without a loss.
 
         Args:
-            r_BTPN: probabilities, after top-k routing; not needed unless :attr:`reads_probabilities`.
+            r_BTPN: probabilities, after top-k routing.
             bank_BTP: chosen banks.
             bank_probability_PN: mean of r.
             logits: ``(B, T, P·N)`` of the router, without noise.
         """
         means = []
+        weights_BTP = r_BTPN.sum(-1)
         if self._judges_banks("original"):
             means.append(bank_probability_PN)
-        if r_BTPN is not None and self._judges_banks("switch"):
-            weights_BTP = r_BTPN.sum(-1)
+        if self._judges_banks("switch"):
             load = bank_load(bank_BTP, weights_BTP, self.n_banks)
             share = r_BTPN / weights_BTP.clamp(min=SMALLEST_WEIGHT).unsqueeze(-1)
             means += [load / bank_BTP[..., 0].numel(), share.mean((0, 1))]
         if self.router_z_loss > 0:
-            wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-            means.append(wide.logsumexp(-1).square().mean())
-        if r_BTPN is not None and self.pathway_balance > 0:
-            means.append(r_BTPN.sum(-1).mean((0, 1)))
-        return torch.cat([mean.reshape(-1) for mean in means]) if means else bank_probability_PN.new_zeros(0)
+            means.append(logits.logsumexp(-1).square().mean())
+        if self.pathway_balance > 0:
+            means.append(weights_BTP.mean((0, 1)))
+        return torch.cat([mean.reshape(-1) for mean in means]) if means else r_BTPN.new_zeros(0)
 
     def total(self, means: Tensor) -> Tensor:
         """The loss ``(...)`` of ``(..., M)`` means, of one batch or averaged over several."""

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from app import options
-from app.models.activations import is_watched, tap
+from app.models.activations import tap
 from app.models.layers import LayerNorm
 from app.models.tilelli.balance import Balance, BalanceLosses, bias_step
 from app.models.tilelli.parts import (
@@ -32,7 +32,6 @@ from app.models.tilelli.routing import (
     pathway_entropy,
 )
 from app.models.tilelli.weights import QuantisedWeight
-from app.ops.bank_router import bank_router
 from app.ops.pathway_mix import pathway_mix
 from app.ops.precision import accumulation_dtype
 from app.options import (
@@ -299,11 +298,6 @@ class TilelliBlock(nn.Module):
 
     def _decide(self, h: Tensor, noise: float = 0.0, bank: Tensor | None = None) -> BankRouting:
         logits = self.router(h)
-        if noise == 0 and bank is None and self._decides_plainly():
-            weights, chosen, bank_probability = bank_router(logits, self.n_banks, self.bank_gate == "bank")
-            means = self.losses.means(None, chosen, bank_probability, logits)
-            aux_loss = self.losses.total(means)
-            return BankRouting(weights, chosen, weights, bank_probability, aux_loss, means)
         logits = tap(self.router, "logits", logits.to(accumulation_dtype(logits)))
         disturbed = logits + noise * gumbel_like(logits) if noise > 0 else logits
         # (B, T, P, N), summing to 1 over the last two axes; fp32 at least.
@@ -322,12 +316,6 @@ class TilelliBlock(nn.Module):
             aux_loss=self.losses.total(means),
             auxiliary_means=means,
         )
-
-    def _decides_plainly(self) -> bool:
-        """Whether the likeliest banks are chosen, of all, and nobody asks for probabilities of single tokens."""
-        keeps_all = not 0 < self.top_k_routing < len(self.pathway_names) * self.n_banks
-        is_plain = keeps_all and self.router_bias is None and not self.losses.reads_probabilities
-        return is_plain and not is_watched()
 
     def _chosen(self, r_BTPN: Tensor, kept_BTPN: Tensor | None, bank: Tensor | None) -> Tensor:
         """The bank of each pathway, ``(B, T, P)``: the likeliest, or the one that is named for all pathways."""
