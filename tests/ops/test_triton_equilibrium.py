@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from app.bench.check_operators import compare, compute
+from app.models.equilibrium import EquilibriumLM
+from app.ops import use_form
 from app.ops.case import Arguments, Draw, Size, cases
 from app.ops.histogram.naive import histogram
 
@@ -82,3 +84,39 @@ def test_a_value_beyond_the_last_bin_lands_in_it_in_bf16_too() -> None:
     counts = histogram(torch.tensor([[100.0, 4.0, -5.0]], dtype=torch.bfloat16), 0.0, 4.0)
     assert counts[0, -1] == 2
     assert counts[0, 0] == 1
+
+
+@pytest.mark.parametrize("has_context", [True, False], ids=["context", "alone"])
+def test_a_network_whose_takers_are_computed_alone_equals_the_one_that_computes_all(
+    has_context: bool,
+) -> None:
+    torch.manual_seed(0)
+    network = EquilibriumLM(
+        11, 9, 16, 2, 3, 24, 0.0, statistics="lagged", warmup_steps=0, route_choice="random",
+        reprocess_context=has_context, target_fractions=(0.3, 0.1, 0.4, 0.2),
+    ).to(DEVICE)  # fmt: skip
+    idx = torch.arange(18, device=DEVICE).view(2, 9) % 11
+    found = {}
+    for form in ("naive", "triton"):
+        network.zero_grad()
+        with use_form(form):
+            output = network(idx, (idx + 1) % 11)
+            assert network.blocks[0].packs(torch.zeros(2, 9, 16, device=DEVICE), 1) == (form == "triton")
+            (output.loss + output.aux_loss).backward()
+        found[form] = {name: p.grad.clone() for name, p in network.named_parameters() if p.grad is not None}
+    assert all((record.route == 2).any() for record in output.routing[1:])
+    assert found["naive"].keys() == found["triton"].keys()
+    for name, expected in found["naive"].items():
+        torch.testing.assert_close(found["triton"][name], expected, rtol=1e-3, atol=1e-6, msg=name)
+
+
+def test_a_block_that_somebody_has_changed_computes_as_it_was_changed() -> None:
+    network = EquilibriumLM(11, 9, 16, 2, 2, 24, 0.0, statistics="lagged").to(DEVICE)
+    x = torch.zeros(1, 9, 16, device=DEVICE)
+    with use_form("triton"):
+        assert network.blocks[0].packs(x, 1)
+        handle = network.blocks[0].attn.q_proj.register_forward_hook(lambda *_: None)
+        assert not network.blocks[0].packs(x, 1)
+        handle.remove()
+        network.blocks[0].attn.v_proj = torch.nn.Sequential(network.blocks[0].attn.v_proj)
+        assert not network.blocks[0].packs(x, 1)

@@ -171,21 +171,25 @@ class EquilibriumBlock(nn.Module):
             return False
         drops = self.training and self.attn.dropout > 0  # as in the feed-forward network
         d_head = self.ln1.normalized_shape[0] // self.attn.n_heads
-        return not drops and not is_watched() and is_plain(self) and has_kernels(x, n_history, d_head)
+        with_bias, square = self._layers()
+        as_built = is_plain(*with_bias.values(), *square.values())
+        return not drops and not is_watched() and as_built and has_kernels(x, n_history, d_head)
 
-    def _weights(self) -> dict[str, Tensor]:
-        """By the names that the second pass has for them."""
+    def _layers(self) -> tuple[dict[str, nn.Module], dict[str, nn.Module]]:
+        """Those with a bias and those without, by the names that the second pass has for them."""
         assert isinstance(self.residual, AttentionResidual)
-        modules = {
+        with_bias = {
             "ln1": self.ln1, "norm": self.residual.norm, "ln2": self.ln2, "up": self.ff[0], "down": self.ff[3]
         }  # fmt: skip
-        square = {name: getattr(self.attn, f"{name}_proj").weight for name in "qkvo"}
-        square |= {"query": self.residual.query.weight, "key": self.residual.key.weight}
-        return square | {
-            f"{name}.{kind}": getattr(module, kind)
-            for name, module in modules.items()
-            for kind in ("weight", "bias")
-        }
+        square: dict[str, nn.Module] = {name: getattr(self.attn, f"{name}_proj") for name in "qkvo"}
+        return with_bias, square | {"query": self.residual.query, "key": self.residual.key}
+
+    def _weights(self) -> dict[str, Tensor]:
+        with_bias, square = self._layers()
+        weights: dict[str, Tensor] = {name: layer.get_parameter("weight") for name, layer in square.items()}
+        for name, layer in with_bias.items():
+            weights |= {f"{name}.{kind}": layer.get_parameter(kind) for kind in ("weight", "bias")}
+        return weights
 
     def multiply_adds_per_token(self, context: float | None) -> int:
         """Products of one token's pass.
@@ -210,10 +214,8 @@ class EquilibriumBlock(nn.Module):
         return y, first, history
 
 
-def is_plain(module: nn.Module) -> bool:
-    """Whether the layers inside of a module are those that it was built of, and do nothing but what these do: no
-    adapter, no rule of learning, no hook."""
-    layers = [layer for layer in module.modules() if isinstance(layer, nn.Linear | nn.LayerNorm)]
+def is_plain(*layers: nn.Module) -> bool:
+    """Whether linear layers and norms are just that, and do nothing else: no adapter, no rule of learning, no hook."""
     return all(
         type(layer) in (nn.Linear, TransposedLinear, LayerNorm)
         and not (layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks)

@@ -269,7 +269,7 @@ class EquilibriumLM(LanguageModel, options_of=EquilibriumConfig):
             x = replaced(x, route == BACKWARD, self.route_capacity.size(BACKWARD, T), again)
         if self.plastic is not None:
             adapter = self.plastic
-            if is_plain(adapter) and not is_watched() and has_kernels(x):
+            if is_plain(adapter.down, adapter.up) and not is_watched() and has_kernels(x):
                 return adapter_pass(x, route == PLASTIC, dict(adapter.named_parameters())), history
             x = replaced(
                 x,
