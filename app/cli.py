@@ -4,6 +4,8 @@ Only the standard library is imported here. A command's module is imported once 
 imports the framework once its own arguments make sense.
 """
 
+import atexit
+import contextlib
 import importlib
 import os
 import sys
@@ -134,4 +136,20 @@ def entry() -> NoReturn:
         output.make_courtesy()  # also to the interpreter, whose last words would change the exit code
         # The way out takes a moment too; whoever is asked to leave is leaving.
         requests.conclude(code if isinstance(code, int) else int(code is not None))
-    sys.exit(code)
+    end_process(code)
+
+
+def end_process(code: object) -> NoReturn:
+    """Ends the process with a code, as ``sys.exit`` does.
+
+    Of a process of several ranks all is ended but the interpreter. While that is taken down, a thread of gloo's may be
+    about to drop the tensors of the last collective; it is not let into Python any more, and aborts the process.
+    """
+    distributed = sys.modules.get("torch.distributed")
+    if isinstance(code, int) and distributed is not None and distributed.is_initialized():
+        atexit._run_exitfuncs()
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(code)
+    sys.exit(code)  # type: ignore[arg-type]

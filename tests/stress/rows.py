@@ -113,7 +113,7 @@ ROWS = {
     "D3": _row(
         "a rank killed; an exception on one", "all gone in <= 15 s, exit 6, first cause last",
         "app/test_distributed.py::test_a_lost_rank", "app/test_distributed.py::test_an_exception",
-        "app/test_distributed.py::test_a_lost_launcher",
+        "app/test_distributed.py::test_a_lost_launcher", "training/test_distributed.py::test_a_rank_leaves",
     ),
     "D4": _row(
         "a bank or route without a token on one rank", "trains on",

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -20,6 +22,7 @@ from app.training.distributed import (
 )
 from app.training.options.trainer_rules import is_distributed
 from app.training.rank_reduction import mean_over_ranks
+from tests.support.application import REPOSITORY
 from tests.support.two_ranks import two_ranks
 
 VALUES = torch.tensor([[0.1, 0.7, -0.3], [0.4, -0.2, 0.9]])  # one row per rank
@@ -146,3 +149,49 @@ def test_ranks_that_were_all_told_to_stop_are_not_lost(
 )
 def test_whether_there_are_several_processes(devices: Any, n_nodes: int, expected: bool) -> None:
     assert is_distributed({"devices": devices, "num_nodes": n_nodes, "accelerator": "cpu"}) is expected
+
+
+#: a thread of gloo's is within Python, dropping the tensor of the last collective, while the interpreter is taken down
+LEAVING = """
+import os, sys, time
+import numpy
+import torch
+from torch import distributed
+from app.cli import end_process
+
+class Slow:
+    def __del__(self, sleep=time.sleep):
+        sleep(4)
+
+class Dropped(numpy.ndarray):
+    def __del__(self, sleep=time.sleep):
+        sleep(2)
+
+pid = os.fork()
+store = distributed.FileStore(sys.argv[1], 2)
+os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+distributed.init_process_group("gloo", store=store, rank=int(pid == 0), world_size=2)
+if pid == 0:
+    distributed.all_reduce(torch.ones(1))
+    time.sleep(6)
+    os._exit(0)
+slow = Slow()
+distributed.all_reduce(torch.from_numpy(numpy.ones(1, "f").view(Dropped)), async_op=True)
+time.sleep(1)
+{leave}(0)
+"""
+
+
+@pytest.mark.stress
+@pytest.mark.skipif(sys.platform != "linux", reason="the loopback interface has another name")
+@pytest.mark.parametrize("leave", ["end_process", "sys.exit"])
+def test_a_rank_leaves_with_its_code(tmp_path: Path, leave: str) -> None:
+    """Python's own way out is here to show that it would abort."""
+    source = LEAVING.replace("{leave}", leave)
+    ended = subprocess.run(
+        [sys.executable, "-c", source, tmp_path / "store"], cwd=REPOSITORY, capture_output=True, text=True
+    )
+    if leave == "end_process":
+        assert (ended.returncode, ended.stderr) == (0, "")
+    else:
+        assert ended.returncode == -signal.SIGABRT, ended.stderr
