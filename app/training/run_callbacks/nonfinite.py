@@ -173,6 +173,7 @@ def replay(trainer: Trainer, pl_module: Any, step: int, seed: int) -> str:
     if not hasattr(trainer.datamodule, "training_batch"):  # type: ignore[attr-defined]
         return "its batches are not known by their position, so that the step cannot be replayed"
     network: LanguageModel = pl_module.network
+    pl_module.gather_weights()
     found: list[str] = []
     moving = [*network.running_state(), *network.step_sums()]
     before = [state.detach().clone() for state in moving]
@@ -225,7 +226,9 @@ def _made_again(trainer: Trainer, pl_module: Any, step: int, seed: int, found: l
         for name, parameter in reversed(list(network.named_parameters())):
             if parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all()):
                 return f"forward sound; first non-finite gradient at {name}\n{window}"
-    norm = float(pl_module.global_norm(trainer.optimizers[0]))
+    # Not by the optimizer's parameters, which may be shards: no other rank takes part.
+    gradients = [p.grad for p in network.parameters() if p.grad is not None]
+    norm = float(torch.nn.utils.get_total_norm(gradients, foreach=True))
     if math.isfinite(norm):
         return ""
     largest = {
