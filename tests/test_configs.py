@@ -11,7 +11,7 @@ from app.commands import configs
 from app.run import arguments
 from app.run.configuration import find_config, read_config, shipped_directory, shipped_names
 from app.run.errors import ConfigurationError
-from app.training import SupervisedDDPStrategy
+from app.training import SupervisedDDPStrategy, SupervisedFSDPStrategy
 from app.training.command_line import RunCLI
 
 NAMES = shipped_names(shipped_directory())
@@ -122,8 +122,11 @@ def test_trainer_is_built(name: str, tmp_path: Path) -> None:
             parse([*words, *device])
         return
     trainer = parse([*words, *device]).build_trainer([], [], [], tmp_path)
-    assert isinstance(trainer.strategy, SupervisedDDPStrategy) == (name == "hardware/ddp")
-    assert trainer.num_devices == (2 if name == "hardware/ddp" else 1)
+    kinds = {"hardware/ddp": SupervisedDDPStrategy, "hardware/fsdp": SupervisedFSDPStrategy}
+    assert [kind for kind in kinds.values() if isinstance(trainer.strategy, kind)] == [kinds[name]] * (
+        name in kinds
+    )
+    assert trainer.num_devices == (2 if name in kinds else 1)
 
 
 def test_one_bank_differs_from_four_in_the_banks_alone() -> None:

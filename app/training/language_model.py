@@ -401,7 +401,7 @@ class LanguageModelModule(QuickNotes, EvaluationSteps, TextGeneration):
             step: the one just made, counted from 1: only where somebody reads weights after it, or what a logged step
                 starts from.
         """
-        strategy = self.trainer.strategy
+        strategy = self.trainer.strategy if is_attached(self) else None
         if not isinstance(strategy, SupervisedFSDPStrategy):
             return
         callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]

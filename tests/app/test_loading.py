@@ -134,7 +134,9 @@ def test_a_description_that_does_not_fit_is_one_message(
 
 def test_a_checkpoint_loads(tmp_path: Path) -> None:
     loaded = load(write(tmp_path / "run"))
-    assert loaded.network.description() == described(dropout=0.0, bias=False, tie_weights=True)
+    assert loaded.network.description() == described(
+        dropout=0.0, bias=False, tie_weights=True, swiglu=False, head_gates=False
+    )
     assert loaded.block_size == 16
     assert loaded.tokenizer.hash == TOKENIZER.hash
 

@@ -68,9 +68,9 @@ def completed(folder: Path, line: str, cuts_at_sign: bool = True) -> list[str]:
     [
         ("app v", ["validate", "verify"]),
         ("app fit gpt_", ["gpt_char", "gpt_deep36", "gpt_task", "gpt_mine.yaml"]),
-        ("app fit --config hard", ["hardware/cpu", "hardware/ddp", "hardware/gpu"]),
+        ("app fit --config hard", ["hardware/cpu", "hardware/ddp", "hardware/fsdp", "hardware/gpu"]),
         ("app fit gpt_char hardware/g", ["hardware/gpu"]),
-        ("app fit --config=hard", ["hardware/cpu", "hardware/ddp", "hardware/gpu"]),
+        ("app fit --config=hard", ["hardware/cpu", "hardware/ddp", "hardware/fsdp", "hardware/gpu"]),
         ("app fit --config=gpt_char --config=hardware/g", ["hardware/gpu"]),
         ("app fit --config=gpt_char --model.optimizer=", ["adamw", "sgd", "muon"]),
         ("app fit --config=gpt_char --model.opt", ["--model.optimizer"]),

@@ -240,7 +240,7 @@ def test_the_status_of_a_run_that_somebody_took_over_is_theirs(tmp_path: Path) -
 def test_the_loss_of_a_rank_is_noted_in_our_own_run_only(tmp_path: Path, may_write: bool) -> None:
     launched = SimpleNamespace(may_write=may_write, close=lambda: None)
     session: Any = SimpleNamespace(directory=RunDirectory(tmp_path), step=3, launched=launched)
-    Session._lost(session, 1, -9)
+    Session._lost(session, "rank 1 was lost (signal 9)")
     assert session.directory.status.exists() is may_write
 
 
