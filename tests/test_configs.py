@@ -123,7 +123,7 @@ def test_trainer_is_built(name: str, tmp_path: Path) -> None:
         return
     trainer = parse([*words, *device]).build_trainer([], [], [], tmp_path)
     kinds = {"hardware/ddp": SupervisedDDPStrategy, "hardware/fsdp": SupervisedFSDPStrategy}
-    assert [kind for kind in kinds.values() if isinstance(trainer.strategy, kind)] == [kinds[name]] * (
+    assert [key for key, kind in kinds.items() if isinstance(trainer.strategy, kind)] == [name] * (
         name in kinds
     )
     assert trainer.num_devices == (2 if name in kinds else 1)

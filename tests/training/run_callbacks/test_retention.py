@@ -239,7 +239,9 @@ def test_the_status_of_a_run_that_somebody_took_over_is_theirs(tmp_path: Path) -
 @pytest.mark.parametrize("may_write", [True, False])
 def test_the_loss_of_a_rank_is_noted_in_our_own_run_only(tmp_path: Path, may_write: bool) -> None:
     launched = SimpleNamespace(may_write=may_write, close=lambda: None)
-    session: Any = SimpleNamespace(directory=RunDirectory(tmp_path), step=3, launched=launched)
+    session: Any = SimpleNamespace(
+        directory=RunDirectory(tmp_path), step=3, launched=launched, is_recorded=True
+    )
     Session._lost(session, "rank 1 was lost (signal 9)")
     assert session.directory.status.exists() is may_write
 
