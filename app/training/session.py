@@ -55,6 +55,7 @@ from app.training.run_callbacks.summary import RunSummary
 from app.training.run_callbacks.watching import keep_running
 from app.training.run_callbacks.weight_averaging import RunAveraging, train_on
 from app.training.same_run import check_same_run
+from app.training.sharded import SupervisedFSDPStrategy
 
 #: what a reader of metrics.csv looks for first
 COLUMNS = ("tokens_seen", "train/loss", "train/bpb", "val/loss", "val/bpb")
@@ -235,6 +236,9 @@ class Session:
         self.trainer = self.cli.build_trainer(callbacks, [self.files], loggers, self.directory.path)
         keep_running(self.trainer, self.step)
         averages = any(isinstance(c, RunAveraging) for c in self.trainer.callbacks)  # type: ignore[attr-defined]
+        if averages and isinstance(self.trainer.strategy, SupervisedFSDPStrategy):
+            what = "an average is a copy of the whole network; leave it out, or train by ddp in place of fsdp"
+            raise ConfigurationError(self.cli.located("trainer.callbacks", what))
         if self.resumed is not None and not averages and train_on(self.resumed):
             self.launched.notes.append(
                 "the average of the weights ends here: training goes on from the trained ones"

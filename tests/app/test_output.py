@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from app.run.output import KEPT_LINES
 from tests.app.conftest import Reference
 from tests.support import faults, runs
 from tests.support.application import Application, Ended
@@ -44,7 +45,7 @@ def at_the_start(application: Application, reference: Reference, run: Path, how:
     assert kept["reason"] == GONE[how][1]
     assert f"run      {run}" in kept["last"]
     assert kept["last"][-1].startswith(f"         tensorboard --logdir {run}")
-    assert kept["lines"] == len(kept["last"])
+    assert len(kept["last"]) == min(kept["lines"], KEPT_LINES)
 
 
 def fitted(application: Application, reference: Reference, run: Path, fault: str) -> Ended:

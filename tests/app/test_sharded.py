@@ -4,6 +4,7 @@ import signal
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.support import faults, runs, tiny
 from tests.support.application import Application
@@ -78,13 +79,25 @@ def test_a_loss_that_is_not_finite_on_one_rank(application: Application, tmp_pat
 
 
 @pytest.mark.stress
-def test_what_cannot_be_in_shards_is_said(application: Application, tmp_path: Path) -> None:
+def test_an_average_cannot_be_in_shards(application: Application, tmp_path: Path) -> None:
     text = tiny.write_text(tmp_path / "text.txt")
-    for name, change in {
-        "muon": {"model__init_args__optimizer": "muon"},
-        "averages": {"trainer__callbacks": [{"class_path": "EMAWeightAveraging"}]},
-    }.items():
-        config = tiny.write(tmp_path / f"{name}.yaml", tiny.gpt(text, **change))
-        ended = application.run("fit", "--config", config, *in_shards(2), cwd=tmp_path, warm_rank=True)
-        assert ended.code == 2, ended
-        assert len(ended.err.splitlines()) == 1, ended
+    average = {"trainer__callbacks": [{"class_path": "EMAWeightAveraging"}]}
+    config = tiny.write(tmp_path / "config.yaml", tiny.gpt(text, **average))
+    ended = application.run("fit", "--config", config, *in_shards(2), cwd=tmp_path, warm_rank=True)
+    assert ended.code == 2, ended
+    (line,) = ended.err.splitlines()
+    assert "an average is a copy of the whole network" in line
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.stress
+def test_muon_sees_whole_matrices(application: Application, tmp_path: Path) -> None:
+    text = tiny.write_text(tmp_path / "text.txt")
+    settings = {"model__init_args__optimizer": "muon", "model__init_args__dropout": 0.0}
+    config = tiny.write(tmp_path / "config.yaml", tiny.gpt(text, **settings))
+    application.fit(config, tmp_path / "shards", *in_shards(2), warm_rank=True)
+    application.fit(config, tmp_path / "whole", "--trainer.devices", 2, warm_rank=True)
+    ours, theirs = runs.weights(tmp_path / "shards"), runs.weights(tmp_path / "whole")
+    assert ours.keys() == theirs.keys()
+    for name, tensor in theirs.items():
+        torch.testing.assert_close(ours[name], tensor, rtol=1e-4, atol=1e-5)
