@@ -7,6 +7,11 @@ from typing import Any
 PLACES = {
     # Micro-steps are counted from 0 and steps from 1: the fault falls before the step is made.
     "step": ("app.training.LanguageModelModule.training_step", "self.trainer.global_step == $step - 1"),
+    # The same also where the step is replayed from a graph.
+    "batch": (
+        "app.training.run_callbacks.step_keys.StepKeys.on_train_batch_start",
+        "args[0].global_step == $step - 1",
+    ),
     "read": ("app.training.LanguageModelModule.training_step", "True"),
     "validation": (
         "app.training.LanguageModelModule.validation_step",
