@@ -92,7 +92,7 @@ def test_fit_lists_its_options(application: Application, tmp_path: Path) -> None
     assert len(lines) <= 90
     assert max(map(len, lines)) <= 80
     for name in (*callbacks.__all__, *datamodules.__all__, *app.training.__all__):
-        if name not in ("MeasureWatcher", "Watcher", "SupervisedDDPStrategy"):
+        if name not in ("MeasureWatcher", "Watcher", "SupervisedDDPStrategy", "SupervisedFSDPStrategy"):
             assert sum(re.match(rf"  {name}  +\w", line) is not None for line in lines) == 1, name
     assert not list(tmp_path.iterdir())
 

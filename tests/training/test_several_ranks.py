@@ -1,7 +1,7 @@
 """Two ranks in one run: gradients reduced by the framework, by us between two graphs, and in shards."""
 
 import os
-import socket
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from app.training import (
     SupervisedFSDPStrategy,
     TilelliModule,
 )
+from app.training.local_store import open_meeting
 from tests.support.in_process import fit
 from tests.support.two_ranks import two_ranks
 from tests.training.test_step_graph import Graphs
@@ -36,19 +37,14 @@ MODULES: dict[str, Any] = {
 }
 
 
-def trained(name: str, how: str, folder: Path) -> tuple[dict[str, Any], int]:
-    """What a run of this rank ends with, on rank zero, and how many of its micro-batches were replayed."""
+def _rank(name: str, how: str, rank: int, store: str, results: Connection) -> None:
+    """A run of this rank: sends what it ends with, and how many of its micro-batches were replayed."""
     torch.set_num_threads(1)
+    os.environ |= {"LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    folder = Path(store).parent / str(rank)
+    folder.mkdir()
     graphs = Graphs()
     strategy = SupervisedFSDPStrategy() if how == "shards" else SupervisedDDPStrategy()
-    with socket.socket() as free:  # the last run's may still be closing
-        free.bind(("127.0.0.1", 0))
-        port = [free.getsockname()[1]]
-    if dist.is_initialized():
-        dist.broadcast_object_list(port)
-        dist.barrier()
-        dist.destroy_process_group()
-        os.environ["MASTER_PORT"] = str(port[0])
     module = fit(
         folder,
         MODULES[name],
@@ -62,35 +58,27 @@ def trained(name: str, how: str, folder: Path) -> tuple[dict[str, Any], int]:
     state = strategy.lightning_module_state_dict()
     state |= {f"{i}.{key}": value for i, each in optimizer.items() for key, value in each.items()}
     n_replays = graphs.graphs.n_replays if how == "graphs" else 0
-    return {key: value.clone().numpy() for key, value in state.items()}, n_replays
-
-
-def _rank(rank: int, store: str, results: Connection) -> None:
-    folder = Path(store).parent / str(rank)
-    folder.mkdir()
-    port = Path(store).with_suffix(".port").read_text()
-    os.environ |= {
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": port,
-    }
-    found = {
-        name: {how: trained(name, how, folder) for how in ("framework", "graphs", "shards")}
-        for name in MODULES
-    }
-    results.send(found)
+    results.send(({key: value.clone().numpy() for key, value in state.items()}, n_replays))
     dist.barrier()
     os._exit(0)
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
-    store = tmp_path_factory.mktemp("ranks") / "store"
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        store.with_suffix(".port").write_text(str(free.getsockname()[1]))
-    return two_ranks(_rank, store, 240)
+    """Of each rank what each run ended with, by network and how it was trained."""
+    both: list[Any] = [{}, {}]
+    for name in MODULES:
+        for how in ("framework", "graphs", "shards"):
+            place = open_meeting(2)
+            try:
+                ends = two_ranks(partial(_rank, name, how), tmp_path_factory.mktemp("ranks") / "store", 60)
+            finally:
+                for variable, path in place.items():
+                    del os.environ[variable]
+                    os.close(int(path.rsplit("/", 1)[1]))
+            for of_rank, end in zip(both, ends, strict=True):
+                of_rank.setdefault(name, {})[how] = end
+    return both
 
 
 @pytest.mark.parametrize("name", MODULES)
