@@ -85,6 +85,10 @@ class SupervisedFSDPStrategy(Supervised, OpenShardedStrategy):
         """The same."""
         self.let_go()
 
+    def on_test_start(self) -> None:
+        """The same."""
+        self.let_go()
+
     @contextmanager
     def _in_shards(self) -> Iterator[None]:
         """For the time of a ``with`` block, each rank has its own shards alone."""
