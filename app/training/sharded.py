@@ -11,17 +11,19 @@ they take the memory of the whole network then.
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import Trainer
 from torch import Tensor
-from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from app.models import LanguageModel
 from app.options import PositiveInt
 from app.training.distributed import Supervised, limit_of_collectives
 from app.training.lightning_seams import OpenShardedStrategy, forget_forwards
+
+# Where they are used alone: they take most of a second to import.
+if TYPE_CHECKING:
+    from torch.distributed.fsdp import FSDPModule
 
 
 class SupervisedFSDPStrategy(Supervised, OpenShardedStrategy):
@@ -54,6 +56,8 @@ class SupervisedFSDPStrategy(Supervised, OpenShardedStrategy):
         Args:
             network: what ``network.blocks`` holds are its blocks; one without is gathered at once.
         """
+        from torch.distributed.fsdp import FSDPModule, fully_shard
+
         if isinstance(network, FSDPModule):
             return
         mesh = self.device_mesh["data_parallel"]
@@ -100,7 +104,9 @@ class SupervisedFSDPStrategy(Supervised, OpenShardedStrategy):
             if was_gathered:
                 self.gather()
 
-    def _parts(self) -> Iterator[FSDPModule]:
+    def _parts(self) -> "Iterator[FSDPModule]":
+        from torch.distributed.fsdp import FSDPModule
+
         assert self.lightning_module is not None
         return (part for part in self.lightning_module.modules() if isinstance(part, FSDPModule))
 
@@ -163,19 +169,20 @@ class SupervisedFSDPStrategy(Supervised, OpenShardedStrategy):
         """A tensor put together, on the host of rank zero; all ranks have to ask for it."""
         if not isinstance(value, Tensor):
             return value
-        whole = value.detach()
-        if isinstance(whole, DTensor):
-            whole = whole.full_tensor()
-        return whole.cpu() if self.is_global_zero else None
+        found = whole(value.detach())
+        return found.cpu() if self.is_global_zero else None
 
 
 def whole(tensor: Tensor) -> Tensor:
     """What a tensor is over all ranks, which have to ask for it together; itself where it is not cut."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    together = getattr(tensor, "full_tensor", None)  # a DTensor's
+    return tensor if together is None else together()
 
 
 def _cut(value: Any, like: Tensor | None) -> Any:
     """This rank's share of a whole tensor, where ``like``, of the same shape, is cut."""
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
     if not isinstance(like, DTensor) or not isinstance(value, Tensor) or value.shape != like.shape:
         return value
     # Each rank has read the file itself: nothing is sent.
