@@ -21,7 +21,7 @@ from app.options import (
     UnitInterval,
     Within,
 )
-from app.records import ReadsWeights, StepRecord, detached
+from app.records import StepRecord, detached
 from app.run.errors import ConfigurationError
 from app.training.compiled import Compiled
 from app.training.evaluation_steps import EvaluationSteps
@@ -46,11 +46,11 @@ from app.training.rank_reduction import (
     sum_over_ranks,
 )
 from app.training.run_callbacks.nonfinite import FiniteGate, nonfinite_mask
-from app.training.sharded import SupervisedFSDPStrategy, whole
+from app.training.sharded import WholeWeights, whole
 from app.training.text_generation import TextGeneration
 
 
-class LanguageModelModule(QuickNotes, EvaluationSteps, TextGeneration):
+class LanguageModelModule(QuickNotes, WholeWeights, EvaluationSteps, TextGeneration):
     """Trains any network; ``--model.network`` names one of your own.
 
     An architecture's own module builds its network and passes everything else on. Nothing in here knows
@@ -383,36 +383,6 @@ class LanguageModelModule(QuickNotes, EvaluationSteps, TextGeneration):
         if not self.is_captured or self.network.can_capture_after_step:
             self.after_optimizer_step(step)
         self.gather_weights(step)
-
-    def configure_model(self) -> None:
-        """Cuts the network into shards where the strategy keeps it so."""
-        if is_attached(self) and isinstance(self.trainer.strategy, SupervisedFSDPStrategy):
-            self.trainer.strategy.shard(self.network)
-
-    def on_validation_epoch_end(self) -> None:
-        """Also lets whoever looks at the weights after a validation see all of them."""
-        super().on_validation_epoch_end()
-        self.gather_weights()
-
-    def gather_weights(self, step: int | None = None) -> None:
-        """Gives every rank whole parameters until the next batch, for what looks at them between two steps.
-
-        Args:
-            step: the one just made, counted from 1: only where somebody reads weights after it, or what a logged step
-                starts from.
-        """
-        strategy = self.trainer.strategy if is_attached(self) else None
-        if not isinstance(strategy, SupervisedFSDPStrategy):
-            return
-        callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
-        readers = [callback for callback in callbacks if isinstance(callback, ReadsWeights)]
-        if (
-            step is None
-            or self.is_logged(step)
-            or self.is_logged(step + 1)
-            or any(reader.reads_weights(self.trainer, step) for reader in readers)
-        ):
-            strategy.gather()
 
     def take_step_numbers(self, optimizer: Any, step: int) -> None:
         """Notes the numbers of the step about to be made, for its kernels; before any of them is launched.

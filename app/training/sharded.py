@@ -13,13 +13,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from app.models import LanguageModel
 from app.options import PositiveInt
+from app.records import ReadsWeights
 from app.training.distributed import Supervised, limit_of_collectives
-from app.training.lightning_seams import OpenShardedStrategy, forget_forwards
+from app.training.lightning_seams import OpenShardedStrategy, forget_forwards, is_attached
 
 # Where they are used alone: they take most of a second to import.
 if TYPE_CHECKING:
@@ -171,6 +172,46 @@ class SupervisedFSDPStrategy(Supervised, OpenShardedStrategy):
             return value
         found = whole(value.detach())
         return found.cpu() if self.is_global_zero else None
+
+
+class WholeWeights(LightningModule):
+    """A module whose strategy may keep its network in shards, and put it together for whoever looks at it."""
+
+    network: LanguageModel
+
+    def is_logged(self, step: int) -> bool:
+        """Whether watchers log at this step."""
+        raise NotImplementedError
+
+    def configure_model(self) -> None:
+        """Cuts the network into shards where the strategy keeps it so."""
+        if is_attached(self) and isinstance(self.trainer.strategy, SupervisedFSDPStrategy):
+            self.trainer.strategy.shard(self.network)
+
+    def on_validation_epoch_end(self) -> None:
+        """Lets whoever looks at the weights after a validation see all of them."""
+        super().on_validation_epoch_end()
+        self.gather_weights()
+
+    def gather_weights(self, step: int | None = None) -> None:
+        """Gives every rank whole parameters until the next batch, for what looks at them between two steps.
+
+        Args:
+            step: the one just made, counted from 1: only where somebody reads weights after it, or what a logged step
+                starts from.
+        """
+        strategy = self.trainer.strategy if is_attached(self) else None
+        if not isinstance(strategy, SupervisedFSDPStrategy):
+            return
+        callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
+        readers = [callback for callback in callbacks if isinstance(callback, ReadsWeights)]
+        if (
+            step is None
+            or self.is_logged(step)
+            or self.is_logged(step + 1)
+            or any(reader.reads_weights(self.trainer, step) for reader in readers)
+        ):
+            strategy.gather()
 
 
 def whole(tensor: Tensor) -> Tensor:
