@@ -145,7 +145,7 @@ def test_a_lost_loader_worker_ends_the_run(application: Application, tmp_path: P
     process.wait_until(lambda: (run / "checkpoints").exists() and runs.saved_steps(run)[1:], "save twice")
     (worker,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     os.kill(int(worker), signal.SIGKILL)
-    ended = process.wait(30)  # it may have held the lock of its queue, which is looked at every 5 s
+    ended = process.wait(15)
     assert ended.code == 1, ended
     # Told by the signal of its end, or by the queue that it no longer fills, whichever is first.
     assert re.search(
