@@ -38,17 +38,16 @@ $(STAMP): pyproject.toml constraints.txt
 fit: $(STAMP)
 	$(BIN)/app fit --config $(CONFIG) $(ARGS)
 
-# One thread: the networks of the tests are too small to be worth more, and golden values stay comparable.
 # Two at once, a file's tests in one process, which shares what they need between them.
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
 
 stress: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -p tests.stress.table -m "" --timeout 3600 $(ARGS)
+	$(BIN)/python -m pytest -p tests.stress.table -m "" --timeout 3600 $(ARGS)
 
 fuzz: $(STAMP)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[fuzz]'
-	FUZZ_SECONDS=600 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m stress tests/stress/test_fuzz.py -rP $(ARGS)
+	FUZZ_SECONDS=600 $(BIN)/python -m pytest -m stress tests/stress/test_fuzz.py -rP $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -4,7 +4,7 @@ import inspect
 import os
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from functools import partial
 from typing import Any
@@ -19,7 +19,7 @@ from app.run.ranks import is_torchrun
 from app.run.signals import exit_code_of, requested, waiting
 from app.training.hang_watch import HangWatch, StoreNotes
 from app.training.lightning_seams import OpenDDPStrategy, OpenLauncher
-from app.training.local_store import LocalNotes, meet, open_meeting
+from app.training.local_store import LocalNotes, local_meeting, meet
 
 # The argument was renamed in torch 2.13.
 _NO_BUFFER_SYNC = (
@@ -128,8 +128,15 @@ class SupervisedLauncher(OpenLauncher):
             others.end([signal.SIGKILL])
             others.start(n_others)
         self.procs = others.processes
-        place = self.meeting_place() | (open_meeting(self.num_processes) if self.num_nodes == 1 else {})
-        others.say("meet", lambda: (None, place))
+        one_machine: AbstractContextManager[dict[str, str]] = (
+            local_meeting(self.num_processes) if self.num_nodes == 1 else nullcontext({})
+        )
+        with one_machine as place:
+            others.say("meet", lambda: (None, self.meeting_place() | place))
+            return self._run(function, *args, **kwargs)
+
+    def _run(self, function: Callable, *args: Any, **kwargs: Any) -> Any:
+        others = self.others
         try:
             result = function(*args, **kwargs)
         except BaseException as error:

@@ -9,7 +9,8 @@ import json
 import mmap
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,26 +26,33 @@ _LOOPBACK = ("lo", "lo0")
 _CHOICES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 
 
-def open_meeting(n_ranks: int) -> dict[str, str]:
-    """Makes the files at which the ranks will meet that this process starts on its own machine, and note progress.
+@contextmanager
+def local_meeting(n_ranks: int) -> Iterator[dict[str, str]]:
+    """Makes the files at which the ranks meet that this process starts on its own machine, and note progress.
+
+    They and what the environment says of them are gone after the block.
 
     Args:
         n_ranks: how many.
 
-    Returns:
+    Yields:
         What they need in their environment to find them; nothing where the system has no files in memory (Linux has).
         They then meet in PyTorch's own way.
     """
     if not (hasattr(os, "memfd_create") and Path("/proc/self/fd").is_dir()):
-        return {}
-    place = {}
-    for name in (ranks.MEETING, ranks.NOTES):
-        # Never closed: the ranks open it through this process.
-        file = os.memfd_create(name)
-        place[name] = f"/proc/{os.getpid()}/fd/{file}"
-    os.truncate(place[ranks.NOTES], n_ranks * _NOTE_BYTES)
+        yield {}
+        return
+    # The ranks open them through this process.
+    files = {name: os.memfd_create(name) for name in (ranks.MEETING, ranks.NOTES)}
+    os.truncate(files[ranks.NOTES], n_ranks * _NOTE_BYTES)
+    place = {name: f"/proc/{os.getpid()}/fd/{file}" for name, file in files.items()}
     os.environ.update(place)
-    return place
+    try:
+        yield place
+    finally:
+        for name, file in files.items():
+            os.environ.pop(name, None)
+            os.close(file)
 
 
 class LocalNotes:

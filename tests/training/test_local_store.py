@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from app.run import ranks
 from app.run.errors import ConfigurationError
-from app.training.local_store import meet, open_meeting
+from app.training.local_store import local_meeting, meet
 from tests.support.two_ranks import two_ranks
 
 CHOICES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
@@ -64,16 +64,13 @@ def _rank(rank: int, store: str, results: Connection) -> None:
 
 
 @needs_linux
-def test_two_ranks_listen_on_this_machine_alone(tmp_path: Path) -> None:
-    place = open_meeting(2)
-    os.environ["MASTER_ADDR"] = "192.0.2.1"  # nobody meets there
-    try:
+def test_two_ranks_listen_on_this_machine_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("MASTER_ADDR", "192.0.2.1")  # nobody meets there
+    with local_meeting(2) as place:
         found = two_ranks(_rank, tmp_path)
-    finally:
-        del os.environ["MASTER_ADDR"]
-        for name, path in place.items():
-            del os.environ[name]
-            os.close(int(path.rsplit("/", 1)[1]))
+    assert len(place) == 2
+    assert [name for name in place if name in os.environ] == []
+    assert [path for path in place.values() if os.path.exists(path)] == []
     assert [total for total, _ in found] == [3.0, 3.0]
     assert {place for _, places in found for place in places} == {"0100007F"}
 

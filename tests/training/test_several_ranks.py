@@ -18,7 +18,7 @@ from app.training import (
     SupervisedFSDPStrategy,
     TilelliModule,
 )
-from app.training.local_store import open_meeting
+from app.training.local_store import local_meeting
 from tests.support.in_process import fit
 from tests.support.two_ranks import two_ranks
 from tests.training.test_step_graph import Graphs
@@ -69,13 +69,8 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
     both: list[Any] = [{}, {}]
     for name in MODULES:
         for how in ("framework", "graphs", "shards"):
-            place = open_meeting(2)
-            try:
+            with local_meeting(2):
                 ends = two_ranks(partial(_rank, name, how), tmp_path_factory.mktemp("ranks") / "store", 60)
-            finally:
-                for variable, path in place.items():
-                    del os.environ[variable]
-                    os.close(int(path.rsplit("/", 1)[1]))
             for of_rank, end in zip(both, ends, strict=True):
                 of_rank.setdefault(name, {})[how] = end
     return both
