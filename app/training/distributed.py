@@ -4,7 +4,7 @@ import inspect
 import os
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
 from typing import Any
@@ -42,25 +42,18 @@ class Supervised:
     num_processes: int
     local_rank: int
     global_rank: int
-    node_rank: int
     timeout_seconds: int
     #: notes this rank's progress, once the ranks are about to meet
     watch: HangWatch | None = None
 
     def setup_distributed(self) -> None:
-        """Meets the other ranks; on several nodes that is said first, since it may take until somebody starts them."""
+        """Meets the other ranks."""
         if (zero := rank_zero()) is not None:
             os.environ.update(zero.receive("meet")[0])
         n_others = self.num_nodes * self.num_processes - 1
         others = f"for {n_others} other rank{'s' if n_others > 1 else ''}"
         if self.num_nodes > 1:
             others += f" at {self.cluster_environment.main_address}:{self.cluster_environment.main_port}"
-        if self.num_nodes > 1 and self.local_rank == 0:
-            print(
-                f"waiting  {others} (MASTER_ADDR, MASTER_PORT); this is node {self.node_rank} of {self.num_nodes}, "
-                "start the others with their NODE_RANK, or all of them with torchrun",
-                flush=True,
-            )
         self.set_world_ranks()  # type: ignore[attr-defined]
         where = (self.cluster_environment.main_address, self.cluster_environment.main_port)
         with waiting(others):
@@ -128,10 +121,7 @@ class SupervisedLauncher(OpenLauncher):
             others.end([signal.SIGKILL])
             others.start(n_others)
         self.procs = others.processes
-        one_machine: AbstractContextManager[dict[str, str]] = (
-            local_meeting(self.num_processes) if self.num_nodes == 1 else nullcontext({})
-        )
-        with one_machine as place:
+        with local_meeting(self.num_processes) as place:
             others.say("meet", lambda: (None, self.meeting_place() | place))
             return self._run(function, *args, **kwargs)
 

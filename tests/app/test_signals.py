@@ -12,7 +12,7 @@ import pytest
 
 from tests.app.conftest import Reference
 from tests.support import faults, runs, stuck, tiny
-from tests.support.application import Application, alive, assert_gone, children, connected_to
+from tests.support.application import Application, alive, assert_gone, children
 
 pytestmark = pytest.mark.process
 
@@ -47,11 +47,18 @@ handling._set_worker_signal_handlers = set_and_strike
 """
 #: what blocks, and the words that the process is said to have waited for
 BLOCKED = {
-    "rendezvous": "for 1 other rank at 127.0.0.1:",
+    "rendezvous": "for 1 other rank",
     "first step": "in _put.<locals>.faulty (",
     "later step": "in _put.<locals>.faulty (",
     "summary": "in _put.<locals>.faulty (",
 }
+UNHEARD = faults.replaced(
+    "app.run.rank_processes.OtherRanks.say",
+    "lambda self, subject, make: original(self, subject, make) if subject != 'meet' else None",
+) + faults.replaced(
+    "app.training.local_store.begin_process_group",
+    "lambda *args: (print('meets', flush=True), original(*args))",
+)
 BEFORE_THE_FIRST_STEP = ("model", "setup", "optimizer", "stage", "start")
 
 
@@ -185,12 +192,10 @@ def while_it_blocks(application: Application, folder: Path, place: str, stop_sec
     run = folder / "run"
     words = ["fit", "--config", config, "--run_dir", run, "--data.init_args.num_workers", 1]
     if place == "rendezvous":
-        process = application.start(*words, "--trainer.num_nodes", 2, cwd=folder)
-        process.wait_for("waiting  for 1 other rank at 127.0.0.1:")
-        # Said before it waits, and until the main thread is in C++ a signal ends it in another way: also once that
-        # thread has blocked the signals, for another one takes them and Python hands them over to it.
-        port = int(process.output().out.split(" at 127.0.0.1:")[1].split()[0])
-        process.wait_until(lambda: connected_to(process.pid, port), "wait for the other rank")
+        # The other rank never hears where to meet.
+        process = application.start(*words, "--trainer.devices", 2, cwd=folder, prelude=UNHEARD)
+        process.wait_for("meets")
+        time.sleep(0.5)  # said before the main thread is in C++, where it waits
     else:
         fault = faults.replaced("app.run.watch.STOP_SECONDS", str(stop_seconds))
         hook, step = {"first step": ("step", 1), "later step": ("step", 12)}.get(place, (place, 0))

@@ -167,13 +167,18 @@ def environment() -> list[Any]:
 
 
 def device_problems(given: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Name and message of the options that ask for devices which this machine does not have.
+    """Name and message of the options that ask for devices which this machine, or this launch, does not have.
 
     Args:
         given: the options that are set.
     """
     trainer = TRAINER_DEFAULTS | dict(given)
     accelerator, devices = trainer["accelerator"], trainer["devices"]
+    if (n_nodes := trainer.get("num_nodes", 1)) > 1 and not ranks.is_torchrun():
+        yield (
+            "num_nodes",
+            f"{n_nodes} nodes are asked for; start torchrun on each of them (app/run/README.md)",
+        )
     n_gpus = torch.cuda.device_count()
     if accelerator in ("gpu", "cuda") and not n_gpus:
         if accelerator == "cuda" or not torch.backends.mps.is_available():

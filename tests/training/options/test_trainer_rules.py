@@ -65,3 +65,12 @@ def test_a_device_that_is_not_here(
 def test_one_that_is(monkeypatch: pytest.MonkeyPatch, n_gpus: int, given: dict[str, Any]) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: n_gpus)
     assert list(device_problems(given)) == []
+
+
+def test_several_nodes_are_started_by_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process started by hand does not know on which node it is before the framework does."""
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    ((name, message),) = device_problems({"num_nodes": 2})
+    assert f"{name}: {message}".startswith("num_nodes: 2 nodes are asked for; start torchrun on each of them")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    assert list(device_problems({"num_nodes": 2})) == []
