@@ -18,7 +18,10 @@ from app.bench.steps import BareStep, Batch, Subject, as_before
 from app.bench.timing import WARM_UP_CALLS, Call, Timing, measure
 from app.models.operators import called_by
 from app.training.compiled import MODES, compile_in_place
+from app.training.run_path import choose_attention
 
+#: behind the name of a path that need not be reproducible
+ANY_ORDER = ", any order"
 #: times that each number per parameter is moved: weight read in the forward and the backward pass, gradient written and
 #: read, weight and two moments read and written by the optimizer
 MOVED_PER_PARAMETER = 2 + 2 + 6
@@ -31,7 +34,8 @@ class Row:
     Attributes:
         subject: name of the network.
         sizes: of the step.
-        path: how it is made; ``naive`` by the operators' references.
+        path: how it is made, with :data:`ANY_ORDER` behind it where equal steps need not have equal bits; ``naive`` by
+            the operators' references.
         timing: of a step.
         tokens: of a step.
         n_bytes: moved at least: weights, gradients and moments, and what the forward keeps, written and read once.
@@ -60,7 +64,12 @@ class Row:
 
 
 def times(
-    subject: Subject, paths: Sequence[StepPath], ceilings: Ceilings, n_windows: int, quick: bool = False
+    subject: Subject,
+    paths: Sequence[StepPath],
+    ceilings: Ceilings,
+    n_windows: int,
+    quick: bool = False,
+    in_any_order: bool = False,
 ) -> list[Row]:
     """Times the step of a network by several paths in one run, the reference beside them where there is one.
 
@@ -70,12 +79,16 @@ def times(
         ceilings: of the device.
         n_windows: of each.
         quick: windows of a single step.
+        in_any_order: whether each path is timed a second time, with the fastest operations of the device.
     """
     batches, device = subject.batches(), subject.device
+    choose_attention(subject.block_size)
     n_bytes, flops = work(subject, BareStep(subject, batches))
     makes: dict[str, Callable[[], Call]] = {path: partial(_call, subject, batches, path) for path in paths}
+    for path in paths if in_any_order else ():
+        makes[path + ANY_ORDER] = partial(_free, makes[path])
     if called_by(subject.module().network):
-        makes["naive"] = partial(_reference, subject, batches)
+        makes["naive"] = partial(_free, lambda: BareStep(subject, batches, "naive").eager)
     calls: dict[str, Call] = {}
     peaks = {}
     for name, make in makes.items():
@@ -110,12 +123,14 @@ def _call(subject: Subject, batches: Sequence[Batch], path: StepPath) -> Call:
     return step.eager
 
 
-def _reference(subject: Subject, batches: Sequence[Batch]) -> Call:
-    step = BareStep(subject, batches, "naive")
+def _free(make: Callable[[], Call]) -> Call:
+    """A path whose sums may be made in any order."""
+    with any_order():
+        step = make()
 
     def call(number: int) -> None:
         with any_order():
-            step.eager(number)
+            step(number)
 
     return call
 

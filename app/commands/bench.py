@@ -75,6 +75,12 @@ def _refuse(options: argparse.Namespace) -> None:
         problems.append(
             "--check: has sizes of its own; those of one network can be changed, with --model NAME"
         )
+    if options.fast_nondeterministic and (not options.model or options.check or options.tax):
+        problems.append("--fast_nondeterministic: is of the times of a network's paths; name it with --model")
+    if options.fast_nondeterministic and options.device == "cpu":
+        problems.append(
+            "--fast_nondeterministic: on the CPU equal steps are equal at no cost; add --device cuda"
+        )
     if "graphed" in (options.paths or ()) and not options.check and options.device == "cpu":
         problems.append("--paths graphed: graphs need a GPU; leave it out")
     if options.windows < MIN_WINDOWS and not options.quick:
@@ -230,7 +236,14 @@ class Bench:
         ceilings, rows = self._ceilings(), []
         self._say_how()
         for subject in subjects:
-            found = models.times(subject, self._paths(), ceilings, self.n_windows, self.options.quick)
+            found = models.times(
+                subject,
+                self._paths(),
+                ceilings,
+                self.n_windows,
+                self.options.quick,
+                self.options.fast_nondeterministic,
+            )
             rows += found
             print("\n".join(model_lines(subject.describe(), found)), flush=True)
         self.report["models"] = [row.as_dict() for row in rows]
@@ -341,6 +354,11 @@ def command_parser() -> argparse.ArgumentParser:
         choices=PATHS,
         metavar="PATH",
         help=f"of a step: {', '.join(PATHS)} (default: eager, and graphed on a GPU); to compile takes minutes",
+    )
+    parser.add_argument(
+        "--fast_nondeterministic",
+        action="store_true",
+        help="time each path also as app fit --fast_nondeterministic true takes it: what equal bits cost",
     )
     parser.add_argument(
         "--precision", choices=PRECISIONS, help="bf16-mixed on a GPU, 32-true on the CPU, unless given"

@@ -120,10 +120,17 @@ def _keep(path: Mapping[str, Any], block_size: int = 0) -> None:
     found = path.get("operators")
     forms = found if isinstance(found, dict) and not operators.is_form_said() else {}
     operators.keep({name: form for name, form in forms.items() if form in operators.FORMS})
-    backend = path.get("attention")
-    torch.backends.cuda.enable_cudnn_sdp(
-        block_size >= FROM_WHICH_CUDNN if backend is None else backend == "cudnn"
-    )
+    choose_attention(block_size, path.get("attention"))
+
+
+def choose_attention(block_size: int, kept: str | None = None) -> None:
+    """Lets PyTorch take cuDNN for softmax attention, or not, for this whole process.
+
+    Args:
+        block_size: T.
+        kept: the backend of a launch before; None to choose by T.
+    """
+    torch.backends.cuda.enable_cudnn_sdp(block_size >= FROM_WHICH_CUDNN if kept is None else kept == "cudnn")
 
 
 def differs(path: Mapping[str, Any], before: Mapping[str, Any]) -> bool:

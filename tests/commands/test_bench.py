@@ -155,6 +155,8 @@ def test_all_that_is_shipped_passes(capsys: pytest.CaptureFixture[str]) -> None:
         (["--model", "gpt_char", "--record", "t.json"], "add --check"),
         (["--check", "--quick", "--record", "t.json"], "is of whole checks"),
         (["--model", "gpt_char", "--check", "--d_model", "8", "--record", "t.json"], "is of whole checks"),
+        (["--model", "gpt_char", "--fast_nondeterministic"], "equal steps are equal at no cost"),
+        (["--op", "hadamard", "--fast_nondeterministic"], "is of the times of a network's paths"),
         (["--op", "hadamard", "--json", "no/such/f.json"], "there is no folder no/such"),
     ],
 )
