@@ -26,11 +26,7 @@ def test_forms_are_kept_until_somebody_says_otherwise(application: Application, 
         tmp_path / "config.yaml", tiny.gpt(text, trainer__max_steps=8, trainer__log_every_n_steps=1)
     )
     clean, run = tmp_path / "clean", tmp_path / "run"
-    # The server has read the variable before.
-    naive: dict[str, Any] = {
-        "env": {"APP_OP_FORM": "naive"},
-        "prelude": "from app.ops import choice; choice._forced = 'naive'",
-    }
+    naive: dict[str, Any] = {"env": {"APP_OP_FORM": "naive"}}
     application.fit(config, clean, **naive)
     application.fit(config, run, "--trainer.max_steps", 4, **naive)
     ended = application.go_on(run, "--trainer.max_steps", 8)

@@ -91,6 +91,9 @@ def _become(request: dict[str, Any]) -> None:
     os.chdir(request["cwd"])
     os.environ.clear()
     os.environ.update(request["env"])
+    # Read at its import, which was the server's.
+    choice: Any = sys.modules["app.ops.choice"]
+    choice._forced = os.environ.get(choice.VARIABLE) or None
     for number, name in ((0, os.devnull), (1, request["stdout"]), (2, request["stderr"])):
         flags = os.O_RDONLY if number == 0 else os.O_WRONLY | os.O_CREAT | os.O_APPEND
         os.dup2(os.open(name, flags, 0o644), number)
