@@ -94,15 +94,7 @@ def test_all_tamperings(application: Application, tmp_path: Path, rehashed: bool
         assert ended.code == 0, ended
     text = tmp_path / "text.txt"
     as_it_was, wrong = text.read_text(), []
-    for name, tampered in TAMPERINGS.items():
-        copy = runs.copied(run, tmp_path / name.replace(" ", "-"))
-        tampered.change(copy, rehashed)
-        if rehashed:
-            tampering.rehash(copy)
-        ended = application.run("verify", copy, *(("--all",) if rehashed else ()), cwd=tmp_path)
+    for name in TAMPERINGS:
+        wrong.append(tampering.not_refused(application, run, name, rehashed))
         text.write_text(as_it_was)
-        said = tampered.rehashed if rehashed else tampered.as_is
-        print(f"{name}: exit {ended.code}: {ended.out.splitlines()[:1]}")
-        if ended.code != 4 or said not in ended.out:
-            wrong.append(f"{name}: {said!r} is not in {ended}")
-    assert not wrong, "\n".join(wrong)
+    assert not any(wrong), "\n".join(wrong)

@@ -49,10 +49,9 @@ def fit(
     data.setup("fit")
     torch.manual_seed(0)
     module = make(vocab_size=data.vocab_size, block_size=block_size)
-    options: dict[str, Any] = {"limit_val_batches": 0, "log_every_n_steps": 1, "logger": False}
-    options |= trainer_arguments
+    options: dict[str, Any] = {"accelerator": "cpu", "devices": 1, "limit_val_batches": 0}
+    options |= {"log_every_n_steps": 1, "logger": False} | trainer_arguments
     trainer = Trainer(
-        accelerator="cpu",
         max_steps=steps,
         max_epochs=-1,
         callbacks=[StepKeys(SEED), NonFiniteStop(SEED, folder), *callbacks],

@@ -15,6 +15,8 @@ import yaml
 from app.run import checkpoint
 from app.run.running_hashes import RunningHash, entries_of
 from app.run.saved_state import STATE_KEY
+from tests.support import runs
+from tests.support.application import Application
 
 
 def kept(run: Path) -> list[Path]:
@@ -254,3 +256,26 @@ TAMPERINGS = {
     "steps": Tampering(more_steps, "is of step 40", "step 45 has a row, and the run has 40 steps"),
     "a text": Tampering(text, "data: sha256 is ", "metrics.csv, step 1: train/loss: "),
 }
+
+
+def not_refused(application: Application, run: Path, name: str, rehashed: bool) -> str:
+    """Changes a copy of a run beside it and lets it be verified.
+
+    Args:
+        application: that verifies.
+        run: an honest one, of 40 steps as :func:`tests.support.tiny.tilelli` makes them.
+        name: one of :data:`TAMPERINGS`.
+        rehashed: whether the copy is consistent in itself; all of its steps are then made again.
+
+    Returns:
+        What was not as it has to be; empty where the copy is refused with exit code 4 and the right words.
+    """
+    tampered = TAMPERINGS[name]
+    copy = runs.copied(run, run.with_name(name.replace(" ", "-")))
+    tampered.change(copy, rehashed)
+    if rehashed:
+        rehash(copy)
+    ended = application.run("verify", copy, *(("--all",) if rehashed else ()), cwd=run.parent)
+    said = tampered.rehashed if rehashed else tampered.as_is
+    print(f"{name}: exit {ended.code}: {ended.out.splitlines()[:1]}")
+    return "" if ended.code == 4 and said in ended.out else f"{name}: {said!r} is not in {ended}"

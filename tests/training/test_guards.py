@@ -44,7 +44,7 @@ def tilelli(**options: Any) -> Callable[..., LanguageModelModule]:
 
 def flip(tensor: Tensor, draw: random.Random) -> Callable[[], None]:
     """Flips one bit of a tensor where it lies; the function that is returned flips it back."""
-    raw = tensor.detach().reshape(-1).view(torch.uint8).numpy()
+    raw = tensor.detach().reshape(-1).view(torch.uint8)
     place, bit = draw.randrange(len(raw)), 1 << draw.randrange(8)
 
     def turn() -> None:
@@ -61,7 +61,7 @@ def of_kind(kind: str, trainer: Trainer, module: Any) -> list[Tensor]:
         "weights": list(module.parameters()),
         "moments": [x for state in states for name, x in state.items() if isinstance(x, Tensor)],
         "buffers": [x for x in module.network.buffers() if x is not None],
-        "tokens": [torch.from_numpy(data.check_source().train)],
+        "tokens": list(data.tokens_in_memory().values()),
         "gradients": [p.grad for p in module.parameters() if p.grad is not None],
     }[kind]
 
