@@ -17,7 +17,7 @@ from app.training.run_callbacks.integrity import IntegrityStop
 from tests.gpu.runs_there import SHIPPED, Figure, differing, fit, needs, summary, words
 from tests.support import faults, in_process, runs
 from tests.support.application import Application
-from tests.training.test_guards import AT_REST, flip, of_kind
+from tests.training.test_guards import equilibrium, flip, gpt, of_kind
 
 pytestmark = needs(1)
 STATE = ("--verify_state", "true")
@@ -93,6 +93,15 @@ def test_a_flipped_bit_ends_the_run(
     )
 
 
+#: by what flips a network that has it; not tokens, of which one beyond the alphabet ends the process
+GUARDED = {
+    "weights": gpt(d_model=64),
+    "moments": gpt(d_model=64),
+    "moments of muon": gpt(d_model=64, optimizer="muon"),
+    "buffers": equilibrium(d_model=64, d_ff=128),
+}
+
+
 class FlipsAtRest(Callback):
     """Flips a bit before every step that is replayed, looks whether it is found, and puts all back as it was."""
 
@@ -150,7 +159,7 @@ def exact(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.use_deterministic_algorithms(False)
 
 
-@pytest.mark.parametrize("name", ["weights", "moments", "moments of muon", "buffers"])
+@pytest.mark.parametrize("name", GUARDED)
 def test_every_bit_is_found_in_the_step_that_follows(
     exact: None, tmp_path: Path, figure: Figure, name: str
 ) -> None:
@@ -158,10 +167,12 @@ def test_every_bit_is_found_in_the_step_that_follows(
     guards = IntegrityStop(in_process.SEED, tmp_path, True, 0)
     in_process.fit(
         tmp_path,
-        AT_REST[name][0],
+        GUARDED[name],
         steps=N_EAGER + N_FLIPS + 1,
         callbacks=[graphed, guards, flips],
         accelerator="gpu",
+        block_size=64,
+        batch_size=8,
         log_every_n_steps=10**9,
     )
     assert graphed.graphs is not None

@@ -31,9 +31,8 @@ def gpt(**options: Any) -> Callable[..., LanguageModelModule]:
 
 def equilibrium(**options: Any) -> Callable[..., LanguageModelModule]:
     """One whose statistics run along in buffers."""
-    return lambda **sizes: EquilibriumModule(
-        n_heads=2, d_ff=8, statistics="lagged", quantile="histogram", **SMALL | options, **sizes
-    )
+    own = {"n_heads": 2, "d_ff": 8, "statistics": "lagged", "quantile": "histogram"}
+    return lambda **sizes: EquilibriumModule(**SMALL | own | options, **sizes)
 
 
 def tilelli(**options: Any) -> Callable[..., LanguageModelModule]:
