@@ -159,4 +159,4 @@ def test_two_ranks_without_output(
     ended = application.run(*words, cwd=tmp_path, prelude=lost(how, *numbers))
     assert ended.code == 0, ended
     assert runs.status(tmp_path / "run")["unprinted"]["standard output"]["reason"] == GONE[how][1]
-    assert os.listdir(tmp_path) == ["run"]
+    assert sorted(os.listdir(tmp_path)) == ["data", "run"]

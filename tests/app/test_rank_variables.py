@@ -163,4 +163,4 @@ def test_numbers_left_over_before_the_framework_is_imported(
     out, err = process.communicate(timeout=120)
     assert (process.returncode, err) == (0, note(variables) if name != "mpi" else ""), out
     runs.assert_same_run(tmp_path / "run", reference.baseline)
-    assert os.listdir(tmp_path) == ["run"]
+    assert sorted(os.listdir(tmp_path)) == ["data", "run"]
