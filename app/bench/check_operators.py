@@ -20,6 +20,7 @@ from app.bench.parity import (
 from app.bench.report import Finding
 from app.ops import Form, use_form
 from app.ops.case import Arguments, Case, Draw, Size, tensors_of, with_tensors
+from app.ops.choice import entry
 from app.run.errors import words_of
 
 TIMES, WIDTHS, BANKS = (1, 63, 257, 1000), (40, 384), (1, 3, 8)
@@ -169,7 +170,7 @@ def compute(
 
 
 def _finding(name: str, case: Case, form: Form, where: str, **found: Any) -> Finding:
-    return Finding(f"{name} {form}", where, path=form, subject=case.function.__module__, **found)
+    return Finding(f"{name} {form}", where, path=form, subject=entry(case.function.__module__, form), **found)
 
 
 def _leaves(given: Mapping[str, Any]) -> dict[str, Tensor]:

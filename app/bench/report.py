@@ -23,7 +23,7 @@ class Finding:
         errors: by name of the tensor the relative error and its limit; a limit of 0 asks for equal bits.
         n_near_ties: decisions that rounding may turn, which were left out.
         path: of a step, or form of an operator.
-        subject: import path of the network or of the operator.
+        subject: how the table of what has passed names the network or the operator.
         problem: why nothing could be compared, in words; empty where it could.
         skipped: why it was not to be compared here, in words; empty where it was.
     """

@@ -1,22 +1,19 @@
 """The operators that a network calls, and the forms that compute them, see :mod:`app.ops.choice`."""
 
 import contextlib
-import functools
-import hashlib
 import importlib.metadata
 import importlib.util
 import inspect
 import os
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 
 import torch
 from torch import nn
 
-import app.ops
 from app.ops import choice
 from app.ops.choice import FORMS, PACKAGE, PASSED, Form, keep
+from app.ops.sources import digest
 
 __all__ = ["FORMS", "PASSED", "called_by", "code", "is_form_said", "keep", "taken"]
 
@@ -71,13 +68,14 @@ def called_by(network: nn.Module) -> set[str]:
     return found
 
 
-@functools.cache
-def code() -> str:
-    """What tells apart the code of operators, their tables of blocks among it, and the compiler of kernels."""
-    folder = Path(app.ops.__path__[0])
-    found = hashlib.sha256()
-    for file in sorted(folder.rglob("*.py")):
-        found.update(f"{file.relative_to(folder)}\0".encode() + file.read_bytes())
-    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-        found.update(importlib.metadata.version("triton").encode())
-    return found.hexdigest()[:16]
+def code(forms: Mapping[str, str]) -> str:
+    """What tells apart the code of operators, their tables of blocks among it, and the compiler of kernels.
+
+    Args:
+        forms: by name of the operator, as :func:`taken` gives them.
+    """
+    found = digest(*(f"{PACKAGE}.{name}.{form}" for name, form in forms.items()))
+    if "triton" in forms.values():
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found += f", triton {importlib.metadata.version('triton')}"
+    return found

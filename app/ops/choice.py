@@ -6,9 +6,10 @@ and results: ``naive`` is the reference, ``vectorized`` what PyTorch computes fa
 
     banked_ffn = operator(vectorized.banked_ffn)
 
-A kernel is right or wrong by its compiler's version. It is used where ``passed.json`` says that all of its
-checks held. ``app bench --check --record`` writes it on the device: by version of PyTorch, family of GPU and form the
-operators, ``{"2.11.0": {"sm_90": {"triton": ["app.ops.banked_ffn"]}}}``.
+A kernel is right or wrong by its compiler's version, and only as it was checked. It is used where ``passed.json`` says
+that all of its checks held. ``app bench --check --record`` writes it on the device: by version of PyTorch, family of
+GPU and form the operators, each with a digest of the source that passed,
+``{"2.11.0": {"sm_90": {"triton": ["app.ops.banked_ffn fe62e2c8352719f8"]}}}``.
 The environment variable ``APP_OP_FORM`` names a form to be tried first, passed or not, for a whole process;
 :func:`use_form` does so for a while, and :func:`keep` holds the forms that a run began with. On the CPU Triton's
 kernels compute through its interpreter alone, with ``TRITON_INTERPRET=1``: that is for tests.
@@ -27,6 +28,8 @@ from pathlib import Path
 from typing import Any, Literal, ParamSpec, TypeVar, get_args
 
 import torch
+
+from app.ops.sources import digest
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -78,7 +81,7 @@ def preferred(
 
 @functools.cache
 def passed(device: torch.device) -> Mapping[str, Sequence[str]]:
-    """By form the packages of operators that it is right for, on such a GPU with this version of PyTorch.
+    """By form the operators that it is right for, as :func:`entry` names them, on such a GPU with this PyTorch.
 
     Args:
         device: a GPU.
@@ -87,6 +90,18 @@ def passed(device: torch.device) -> Mapping[str, Sequence[str]]:
     family = "sm_{}{}".format(*torch.cuda.get_device_capability(device))
     forms: Mapping[str, Sequence[str]] = json.loads(PASSED.read_text()).get(version, {}).get(family, {})
     return forms
+
+
+def entry(package: str, form: str) -> str:
+    """How the table names a form of an operator: its package, and a digest of the source."""
+    return f"{package} {digest(f'{package}.{form}')}"
+
+
+@functools.cache
+def has_passed(form: Form, package: str, device: torch.device) -> bool:
+    """Whether a form of an operator is right as it stands here, on such a GPU with this version of PyTorch."""
+    known = passed(device).get(form, ())
+    return bool(known) and entry(package, form) in known
 
 
 @contextmanager
@@ -171,9 +186,7 @@ def has_kernel(function: Callable[..., Any], x: torch.Tensor) -> bool:
 def may_compute(form: Form, package: str, device: torch.device) -> bool:
     """Whether a form of an operator is right for a device, or asked for by name."""
     return (
-        form in WITHOUT_KERNELS
-        or form in (_forced, _kept.get(package))
-        or package in passed(device).get(form, ())
+        form in WITHOUT_KERNELS or form in (_forced, _kept.get(package)) or has_passed(form, package, device)
     )
 
 

@@ -10,7 +10,8 @@ from app.run.atomic import write_json
 from app.run.bounded import read_json
 from app.run.errors import ConfigurationError
 
-#: import paths of networks and operators by PyTorch version, family of GPU, and path or form
+#: import paths of networks and operators by PyTorch version, family of GPU, and path or form; behind the path of an
+#: operator a space and a digest of its source
 Table = dict[str, dict[str, dict[str, list[str]]]]
 
 
@@ -33,7 +34,8 @@ def record(file: Path, device: torch.device, outcomes: Mapping[str, Mapping[str,
     Args:
         file: the table; made where it is missing.
         device: where they were checked.
-        outcomes: whether a network or an operator passed, by path or form; one that did not is taken out.
+        outcomes: whether a network or an operator passed, by path or form; one that did not is taken out, and so is
+            what passed of another source.
 
     Raises:
         ConfigurationError: the file holds no such table.
@@ -41,7 +43,8 @@ def record(file: Path, device: torch.device, outcomes: Mapping[str, Mapping[str,
     table = read(file)
     here = table.setdefault(torch_version(), {}).setdefault(family(device), {})
     for path, subjects in outcomes.items():
-        known = {*here.get(path, ())} - {*subjects}
+        names = {_name(subject) for subject in subjects}
+        known = {subject for subject in here.get(path, ()) if _name(subject) not in names}
         here[path] = sorted(known | {subject for subject, passed in subjects.items() if passed})
     write_json(file, table)
     return table
@@ -62,6 +65,10 @@ def read(file: Path) -> Table:
     if not _is_table(table):
         raise ConfigurationError(f"{file}: is no table of paths that passed; name another file")
     return table
+
+
+def _name(subject: str) -> str:
+    return subject.partition(" ")[0]
 
 
 def _is_table(value: Any, depth: int = 3) -> bool:

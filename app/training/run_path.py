@@ -2,7 +2,7 @@
 
 Every part is a table by device and shape or was asked for, none of it is timed: at one place equal runs take equal
 paths. It stands in checkpoints and in ``run.json``, and a resumed run keeps it at an equal place. What decides
-the blocks of a kernel is code, so that it is told apart by a hash.
+the blocks of a kernel is code, so that it is told apart by a digest.
 """
 
 from collections.abc import Mapping
@@ -55,7 +55,7 @@ def take(
 
     Returns:
         The path, in plain values, and what a person should know of it. ``steps``: ``graph`` or ``eager``; ``compile``;
-        ``attention``: None without softmax attention; ``operators``: by name; ``kernels``: a hash of their code.
+        ``attention``: None without softmax attention; ``operators``: by name; ``kernels``: a digest of their code.
 
     Raises:
         ConfigurationError: what is asked for cannot be compiled.
@@ -90,7 +90,7 @@ def take(
         "compile": mode,
         "attention": attention(network, device, torch.bfloat16 if is_half else torch.float32, block_size),
         "operators": dict(forms),
-        "kernels": operators.code(),
+        "kernels": operators.code(forms),
     }
     if kept is not None and not operators.is_form_said():
         usual = operators.taken(network, device, is_kept=False)
@@ -119,7 +119,10 @@ def retake(path: Mapping[str, Any]) -> CompileMode:
 def _keep(path: Mapping[str, Any], block_size: int = 0) -> None:
     found = path.get("operators")
     forms = found if isinstance(found, dict) and not operators.is_form_said() else {}
-    operators.keep({name: form for name, form in forms.items() if form in operators.FORMS})
+    forms = {name: form for name, form in forms.items() if form in operators.FORMS}
+    # A kernel that has been edited is not the one that the run began with, and has its checks before it.
+    is_same = path.get("kernels") == operators.code(forms)
+    operators.keep({name: form for name, form in forms.items() if is_same or form != "triton"})
     choose_attention(block_size, path.get("attention"))
 
 

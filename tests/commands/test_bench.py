@@ -103,13 +103,26 @@ def test_a_form_that_computes_something_else_fails_and_is_taken_out(
     described = {"hadamard": replace(case.cases("hadamard")["hadamard"], function=wrong)}
     monkeypatch.setattr(case, "cases", lambda operator: described)
     table = tmp_path / "passed.json"
-    here = {"vectorized": ["app.ops.hadamard", "app.ops.ternary"]}
+    here = {"vectorized": ["app.ops.hadamard 0123456789abcdef", "app.ops.ternary"]}
     table.write_text(json.dumps({passed.torch_version(): {"cpu": here}}))
     assert main(["bench", "--op", "hadamard", "--check", "--record", str(table)]) == 1
     assert passed.read(table) == {passed.torch_version(): {"cpu": {"vectorized": ["app.ops.ternary"]}}}
     out = capsys.readouterr().out
     assert "failed  hadamard vectorized, D=40 N=1 fp32\n        output: 1.0e-03 > 1e-05" in out
     assert "gradient of x: 1.0e-03 > 1e-04" in out
+
+
+def test_a_form_is_noted_as_the_source_that_passed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from app.ops.sources import digest
+
+    table = tmp_path / "passed.json"
+    here = {"vectorized": ["app.ops.hadamard 0123456789abcdef", "app.ops.ternary 0123456789abcdef"]}
+    table.write_text(json.dumps({passed.torch_version(): {"cpu": here}}))
+    run(capsys, "--op", "hadamard", "--check", "--record", str(table))
+    now = [f"app.ops.hadamard {digest('app.ops.hadamard.vectorized')}", here["vectorized"][1]]
+    assert passed.read(table) == {passed.torch_version(): {"cpu": {"vectorized": now}}}
 
 
 def test_a_form_that_breaks_off_is_a_finding(

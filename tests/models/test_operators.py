@@ -73,7 +73,7 @@ def test_a_kept_form_computes_until_another_is_forced() -> None:
 
 def test_a_kept_kernel_computes_where_it_has_not_passed(monkeypatch: pytest.MonkeyPatch) -> None:
     cuda = torch.device("cuda", 0)
-    monkeypatch.setattr(choice, "passed", lambda device: {})
+    monkeypatch.setattr(choice, "has_passed", lambda form, package, device: False)
     monkeypatch.setattr(operators.importlib.util, "find_spec", lambda name: object())  # type: ignore[attr-defined]
     assert operators.taken(NETWORKS["tilelli"], cuda)["banked_ffn"] == "vectorized"
     operators.keep({"banked_ffn": "triton"})

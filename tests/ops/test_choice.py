@@ -30,7 +30,7 @@ def argument(device: str, dtype: torch.dtype = torch.float32, shape: tuple[int, 
 
 @pytest.fixture(autouse=True)
 def every_form_has_passed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choice, "passed", lambda device: {"triton": ["widen"]})
+    monkeypatch.setattr(choice, "has_passed", lambda form, package, device: True)
 
 
 def widen(folder: Path, monkeypatch: pytest.MonkeyPatch, *forms: str) -> Any:
@@ -87,15 +87,26 @@ def test_a_compiled_form_computes_where_it_was_found_right_and_nowhere_else(
     table = tmp_path / "passed.json"
     monkeypatch.setattr(choice, "PASSED", table)
     version = torch.__version__.partition("+")[0]
-    forms = {"triton": ["widen"]}
+    forms, others = (
+        {"triton": [choice.entry("widen", "triton")]},
+        {"triton": ["widen", "widen 0123456789abcdef"]},
+    )
     right, elsewhere = {version: {"sm_90": forms}}, {version: {"sm_80": forms}, "1.0.0": {"sm_90": forms}}
-    for content, expected in ((right, "triton"), (elsewhere, "vectorized"), ({}, "vectorized")):
+    edited = {version: {"sm_90": others}}
+    for content, expected in (
+        (right, "triton"),
+        (elsewhere, "vectorized"),
+        (edited, "vectorized"),
+        ({}, "vectorized"),
+    ):
         table.write_text(json.dumps(content))
         choice.passed.cache_clear()
+        choice.has_passed.cache_clear()
         assert op(argument("cuda")) == (expected, 1)
     with use_form("triton"):  # who asks for it by name is to compare it
         assert op(argument("cuda")) == ("triton", 1)
     choice.passed.cache_clear()
+    choice.has_passed.cache_clear()
 
 
 def test_a_form_for_a_gpu_is_imported_when_it_is_needed(
