@@ -41,6 +41,24 @@ class Computed(NamedTuple):
     gradients: dict[str, Tensor]
 
 
+class Call(NamedTuple):
+    """A call of an operator by one of its forms.
+
+    Attributes:
+        name: of the case.
+        form: that is compared with the reference.
+        dtype: fp32, or bf16 under autocast.
+        number: of the size among those of the case, from which the arguments are drawn.
+        size: of the call.
+    """
+
+    name: str
+    form: Form
+    dtype: torch.dtype
+    number: int
+    size: Size
+
+
 def check_sizes(quick: bool = False) -> list[Size]:
     """Odd ones in every direction; then an empty bank, all banks but one empty, and more kept positions than tokens.
 
@@ -80,16 +98,35 @@ def check_case(
         device: where it computes.
         dtypes: fp32, and bf16 under autocast.
     """
+    for call in calls_of(name, case, sizes, device, dtypes):
+        yield check_call(case, call, device)
+
+
+def calls_of(
+    name: str, case: Case, sizes: Sequence[Size], device: torch.device, dtypes: Sequence[torch.dtype] = DTYPES
+) -> Iterator[Call]:
+    """The calls of :func:`check_case`, in its order."""
     for form in case.forms(device):
-        if form == "naive":
-            continue
-        for dtype in dtypes:
-            for number, size in enumerate(of_case(sizes, case)):
-                given, where = case.arguments(size, Draw(number, device, dtype)), _words(size, case, dtype)
-                try:
-                    yield compare(name, case, given, form, dtype, where)
-                except Exception as error:  # whatever a form raises, or its compiler, is the finding
-                    yield _finding(name, case, form, where, problem=words_of(error))
+        if form != "naive":
+            for dtype in dtypes:
+                for number, size in enumerate(of_case(sizes, case)):
+                    yield Call(name, form, dtype, number, size)
+
+
+def check_call(case: Case, call: Call, device: torch.device) -> Finding:
+    """What a call gives, against the reference.
+
+    Args:
+        case: the operator.
+        call: one of :func:`calls_of`.
+        device: where it computes.
+    """
+    where = _words(call.size, case, call.dtype)
+    given = case.arguments(call.size, Draw(call.number, device, call.dtype))
+    try:
+        return compare(call.name, case, given, call.form, call.dtype, where)
+    except Exception as error:  # whatever a form raises, or its compiler, is the finding
+        return _finding(call.name, case, call.form, where, problem=words_of(error))
 
 
 def compare(

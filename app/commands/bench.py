@@ -1,8 +1,10 @@
 """``app bench``: how fast operators and training steps are, and whether their fast forms compute the same."""
 
 import argparse
-from collections.abc import Iterator, Sequence
+import contextlib
+from collections.abc import Generator, Iterable, Sequence
 from pathlib import Path
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from app.bench.paths import PATHS, PRECISIONS, USUAL_PATHS, Precision, StepPath
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from app.bench.ceilings import Ceilings
     from app.bench.report import Finding
     from app.bench.steps import Subject
+    from app.ops.case import Case, Size
 
 #: options of a size: of an operator's call, and of a configuration
 SIZES = {"batch_size": "B", "block_size": "T", "d_model": "D", "n_banks": "N", "n_layers": ""}
@@ -133,37 +136,45 @@ class Bench:
         from app.bench.report import CHECK_TITLES, check_lines, skipped_lines
 
         findings: list[Finding] = []
+        seconds: dict[str, float] = {}
         print(CHECK_TITLES)
-        for part in self._parts_to_check():
-            found = list(part)
-            findings += found
-            for line in check_lines(found):
-                print(line, flush=True)
+        with contextlib.closing(self._parts_to_check()) as parts:
+            begin = perf_counter()
+            for name, part in parts:
+                found = list(part)
+                findings += found
+                seconds[name], begin = perf_counter() - begin, perf_counter()
+                for line in check_lines(found):
+                    print(line)
+                print(f"seconds {name:<41}{seconds[name]:>6.1f}", flush=True)
         n_failed = sum(not finding.passed for finding in findings)
         for line in skipped_lines(findings):
             print(line)
         print(f"checked {sum(not finding.skipped for finding in findings):,} calls, {n_failed:,} failed")
+        self.report["seconds"] = seconds
         self.report["findings"] = [finding.as_dict() for finding in findings]
         if self.options.record:
             self._record(findings)
         return n_failed == 0
 
-    def _parts_to_check(self) -> "Iterator[Iterator[Finding]]":
-        """What is checked, a part at a time; each is printed once it is through."""
-        from app.bench.check_operators import check_case, check_sizes
+    def _parts_to_check(self) -> "Generator[tuple[str, Iterable[Finding]]]":
+        """What is checked, a part at a time, under its name; each is printed once it is through."""
+        from app.bench.check_operators import check_sizes
+        from app.bench.check_processes import OperatorChecks, most_processes
         from app.bench.check_steps import QUICK_TOKENS, TOKENS, check_subject
-        from app.ops.case import all_cases, cases
+        from app.ops.case import operators
 
         options, quick = self.options, self.options.quick
         if not options.model:
-            for name, case in cases(options.op).items() if options.op else all_cases():
-                yield check_case(name, case, check_sizes(quick), self.device)
+            with OperatorChecks(check_sizes(quick), self.device, most_processes(self.device)) as checks:
+                for name in options.op or operators():
+                    yield name, checks.check(name)
         # Elsewhere all is added up in one order, however many tokens there are.
         tokens = QUICK_TOKENS if quick else TOKENS if self.device.type == "cuda" else TOKENS[:1]
         names = [options.model] if options.model else [] if options.op else experiments(every=not quick)
         for name in names:
             paths = options.paths or USUAL_PATHS
-            yield check_subject(self._subject(name), paths, tokens)
+            yield name, check_subject(self._subject(name), paths, tokens)
 
     def _record(self, findings: "Sequence[Finding]") -> None:
         from app.training import passed
@@ -208,20 +219,26 @@ class Bench:
         from app.bench.report import operator_lines
         from app.ops.case import cases
 
-        name, letter, quick = self.options.op, self.options.sweep, self.options.quick
+        letter, quick = self.options.sweep, self.options.quick
         usual = operators.QUICK if quick else operators.USUAL[self.device.type]
         given = {axis: getattr(self.options, option) for option, axis in SIZES.items() if axis}
         size = usual._replace(**{axis: value for axis, value in given.items() if value})
-        sizes = {
-            kind: operators.swept(size, letter, case) if letter else [size]
-            for kind, case in cases(name).items()
-        }
-        if not any(sizes.values()):
-            raise ConfigurationError(f"--sweep {letter}: {name} does not depend on it; sweep another size")
+        described: dict[str, Case] = {}
+        sizes: dict[str, list[Size]] = {}
+        for name in self.options.op:
+            described |= cases(name)
+            sizes |= {
+                kind: operators.swept(size, letter, case) if letter else [size]
+                for kind, case in cases(name).items()
+            }
+            if not any(sizes[kind] for kind in cases(name)):
+                raise ConfigurationError(
+                    f"--sweep {letter}: {name} does not depend on it; sweep another size"
+                )
         dtype = torch.bfloat16 if self.precision == "bf16-mixed" else torch.float32
         ceilings, rows = self._ceilings(), []
         self._say_how()
-        for kind, case in cases(name).items():
+        for kind, case in described.items():
             for each in sizes[kind]:
                 found = operators.times(kind, case, each, self.device, dtype, ceilings, self.n_windows, quick)
                 rows += found
@@ -319,7 +336,7 @@ def command_parser() -> argparse.ArgumentParser:
         sorted(path.parent.name for path in (Path(__file__).resolve().parents[1] / "ops").glob("*/cases.py"))
     )
     parser.add_argument(
-        "--op", metavar="NAME", choices=operators, help=f"an operator: {', '.join(operators)}"
+        "--op", nargs="+", metavar="NAME", choices=operators, help=f"operators: {', '.join(operators)}"
     )
     parser.add_argument(
         "--model",

@@ -142,6 +142,20 @@ def test_a_form_that_breaks_off_is_a_finding(
     assert "no such kernel" in capsys.readouterr().out
 
 
+def test_several_operators_are_checked_and_their_time_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "found.json"
+    lines = run(capsys, "--op", "hadamard", "ternary", "--check", "--quick", "--json", str(file))
+    assert [line.split()[1] for line in lines if line.startswith("seconds")] == ["hadamard", "ternary"]
+    found = json.loads(file.read_text())
+    assert {*found["seconds"]} == {"hadamard", "ternary"}
+    assert {each["name"].partition(" ")[0] for each in found["findings"]} == {
+        *case.cases("hadamard"),
+        *case.cases("ternary"),
+    }
+
+
 @pytest.mark.stress
 def test_all_that_is_shipped_passes(capsys: pytest.CaptureFixture[str]) -> None:
     lines = run(capsys, "--check")
