@@ -1,5 +1,6 @@
 """When two sources are one: what a digest of a form's code tells apart."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,7 @@ def digest_of(folder: Path, monkeypatch: pytest.MonkeyPatch, **changed: str) -> 
     for name, text in {"__init__": "", **PARTS, **changed}.items():
         (package / f"{name}.py").write_text(text)
     monkeypatch.syspath_prepend(folder)
+    monkeypatch.delitem(sys.modules, "widen", raising=False)  # that of another test
     sources._code.cache_clear()
     found = sources.digest("widen.form")
     sources._code.cache_clear()
