@@ -41,6 +41,8 @@ def run(name: str, words: list[str]) -> int:
     options = command_parser().parse_args(words)
     if options.list:
         return _list()
+    if options.ideas:
+        return _ideas(Path(options.output or shipped_directory() / "study" / "results"))
     if options.study is None:
         raise ConfigurationError("app study: name a study, or see --list")
     if options.study == CALIBRATE:
@@ -94,7 +96,7 @@ def _run(study: Any, output: Path, options: argparse.Namespace) -> int:
 def _run_all(study: Any, jobs: list[Any], n_slots: int) -> list[int]:
     """Runs jobs; the exit codes of those that failed."""
     from app.study.display import LiveTable, said
-    from app.study.engine import Engine, n_nvidia_devices, visible_devices
+    from app.study.engine import Engine, visible_devices
     from app.study.starting import starter
 
     left = [job for job in jobs if job.standing().state != "finished"]
@@ -105,7 +107,10 @@ def _run_all(study: Any, jobs: list[Any], n_slots: int) -> list[int]:
     # Whoever starts the runs gets ready while their rows are checked.
     with closing(starter(len(left), study.threads, left[0].trusted)) as started_by:
         steps = check_rows(left)
-        devices = visible_devices(dict(os.environ), n_nvidia_devices)
+        import torch
+
+        # It asks the driver, as the runs will; what a container shows of others' GPUs does not count.
+        devices = visible_devices(dict(os.environ), torch.cuda.device_count)
         max_steps = {job.name: steps[job.row.name] for job in left}
         with LiveTable(max_steps) as display:
             standings = Engine(n_slots, devices, display, started_by).run(left, jobs)
@@ -242,6 +247,24 @@ def _list() -> int:
     return int(ExitCode.DONE)
 
 
+def _ideas(folder: Path) -> int:
+    """Prints the page of all ideas of the shipped studies.
+
+    Args:
+        folder: has the results of each study in a folder of its name.
+    """
+    from app.study.ideas import markdown
+    from app.study.plan import find_study, read_study
+
+    studies = [read_study(find_study(name)) for name in shipped_studies()]
+    files = {study.name: folder / study.name / "results.json" for study in studies}
+    print(
+        markdown(studies, {name: _report(str(file)) for name, file in files.items() if file.is_file()}),
+        end="",
+    )
+    return int(ExitCode.DONE)
+
+
 def _calibrate(n_draws: int, seed: int, pool: str | None) -> int:
     if n_draws < 1:
         raise ConfigurationError(f"--draws {n_draws}: must be at least 1")
@@ -276,11 +299,9 @@ def _report(path: str) -> dict[str, Any]:
     try:
         found = read_json(file)
     except (OSError, ValueError) as error:
-        raise ConfigurationError(
-            f"app study {CALIBRATE} {path}: cannot be read ({error}); name results.json"
-        ) from None
+        raise ConfigurationError(f"app study: {path} cannot be read ({error}); name results.json") from None
     if not isinstance(found, dict) or not isinstance(found.get("rows"), dict) or "margin" not in found:
-        raise ConfigurationError(f"app study {CALIBRATE} {path}: is no results.json of a study; name one")
+        raise ConfigurationError(f"app study: {path} is no results.json of a study; name one")
     return found
 
 
@@ -322,6 +343,9 @@ def command_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--list", action="store_true", help="the shipped studies")
     parser.add_argument(
+        "--ideas", action="store_true", help="every idea of the shipped studies, and what is known of it"
+    )
+    parser.add_argument(
         "--dry_run", action="store_true", help="rows, parameters, tokens, hours, disk, seeds; and stop"
     )
     parser.add_argument("--table", action="store_true", help="write the table of what is finished, and stop")
@@ -332,7 +356,10 @@ def command_parser() -> argparse.ArgumentParser:
         "--seeds", metavar="N,…", help="of --verify: new seeds, held against the prediction interval"
     )
     parser.add_argument(
-        "--output", metavar="DIR", type=typed_path, help="folder of the study (runs/study/NAME)"
+        "--output",
+        metavar="DIR",
+        type=typed_path,
+        help="folder of the study (runs/study/NAME); of --ideas: of studies",
     )
     parser.add_argument("--parallel", metavar="K", type=int, default=1, help="runs at a time (1)")
     parser.add_argument("--index", metavar="N", type=int, help="run the N-th run alone, as a job of an array")

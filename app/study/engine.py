@@ -5,7 +5,6 @@ moment, with its runs or without them; the next one goes on. A run that somebody
 outlived its runner, is waited for.
 """
 
-import os
 import signal
 import time
 from collections.abc import Callable, Sequence
@@ -146,11 +145,3 @@ def visible_devices(environment: dict[str, str], list_devices: Callable[[], int]
     if named is not None:
         return [name.strip() for name in named.split(",") if name.strip()]
     return [str(number) for number in range(list_devices())]
-
-
-def n_nvidia_devices() -> int:
-    """GPUs of this machine, told without a framework."""
-    try:
-        return len(os.listdir("/proc/driver/nvidia/gpus"))
-    except OSError:
-        return 0

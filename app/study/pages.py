@@ -17,6 +17,14 @@ TITLES = {
     "skills.png": "How does the accuracy fall with difficulty?",
     "state.png": "Does memory buy accuracy?",
 }
+VERDICTS = {
+    "better": "Better by the margin at least",
+    "worse": "Worse by the margin at least",
+    "equivalent": "Equivalent, within the margin",
+    "undecided": "Undecided, which is no claim that rows are alike",
+}
+#: how a run stands that nobody has begun
+WAITING = "waiting"
 
 
 def pictures_of(report: Mapping[str, Any]) -> dict[str, Callable[[Mapping[str, Any], BinaryIO], None]]:
@@ -41,12 +49,13 @@ def markdown(report: Mapping[str, Any], pictures: Sequence[str] = ()) -> str:
     rows = report["rows"]
     whole = {name: row for name, row in rows.items() if row["figures"]}
     columns = _columns(report, whole)
-    lines = [f"# {report['headline']}", "", f"Written by `app study {report['study']} --table`.", ""]
+    lines = [f"# {report['headline']}", "", *([report["about"], ""] if report["about"] else [])]
+    lines += [f"`app study {report['study']}` runs it, or goes on with it, and writes this page.", ""]
     lines += ["| row | " + " | ".join(columns) + " |", "| --- " * (len(columns) + 1) + "|"]
     for name, row in rows.items():
-        cells = [write(row) if row["figures"] else "–" for write in columns.values()]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    lines += ["", *_notes(report, whole)]
+        cells = [write(row) for write in columns.values()] if row["figures"] else ["not run"]
+        lines.append(f"| {name} | " + " | ".join(cells + ["–"] * (len(columns) - len(cells))) + " |")
+    lines += ["", *_verdicts(report), *_missing(rows), *_notes(report, whole)]
     for picture in pictures:
         lines += ["", f"## {TITLES[picture]}", "", f"![{TITLES[picture]}]({picture})"]
     return "\n".join(lines) + "\n"
@@ -145,7 +154,10 @@ def _columns(report: Mapping[str, Any], rows: Mapping[str, Any]) -> dict[str, An
         "tokens": number("tokens_seen", ",d"),
         "FLOPs": number("flops", ".3g"),
         "state, bytes": number("state_bytes", ",d"),
-        "seconds": lambda row: f"{row['times']['seconds']:.0f}",
+        "memory, MB": lambda row: (
+            "–" if row["times"].get("peak_bytes") is None else f"{row['times']['peak_bytes'] / 1e6:,.0f}"
+        ),
+        "seconds": lambda row: f"{row['times']['seconds']:.1f}",
         "tokens/s": lambda row: (
             "–" if row["times"]["tokens_per_second"] is None else f"{row['times']['tokens_per_second']:,.0f}"
         ),
@@ -161,6 +173,32 @@ def _verdict(row: Mapping[str, Any]) -> str:
         return "–"
     needed = f", {found['seeds']} seeds would decide" if found["seeds"] else ""
     return f"{found['verdict']} ({found['difference']:+.4f}, p {found['p']:.2g}{needed})"
+
+
+def _verdicts(report: Mapping[str, Any]) -> list[str]:
+    """Which rows have which verdict: what did not help is a result like any other."""
+    by_verdict: dict[str, list[str]] = {}
+    for name, row in report["rows"].items():
+        if row.get("comparison"):
+            by_verdict.setdefault(row["comparison"]["verdict"], []).append(name)
+    return [
+        f"- {words}: {', '.join(by_verdict[verdict])}."
+        for verdict, words in VERDICTS.items()
+        if verdict in by_verdict
+    ]
+
+
+def _missing(rows: Mapping[str, Any]) -> list[str]:
+    """Which runs are not finished, and why."""
+    found = {
+        name: ", ".join(f"seed {seed} {how}" for seed, how in row["unfinished"].items())
+        for name, row in rows.items()
+        if any(how != WAITING for how in row.get("unfinished", {}).values())
+    }
+    n_missing = sum(len(row.get("unfinished", {})) for row in rows.values())
+    n_runs = sum(row["n_planned"] for row in rows.values())
+    lines = [] if not n_missing else [f"- **Not whole: {n_missing} of {n_runs} runs are not finished.**"]
+    return lines + [f"- {name}: {said}." for name, said in found.items()]
 
 
 def _notes(report: Mapping[str, Any], rows: Mapping[str, Any]) -> list[str]:
@@ -181,12 +219,43 @@ def _notes(report: Mapping[str, Any], rows: Mapping[str, Any]) -> list[str]:
             lines.append(
                 f"- A row of {FEWEST_SEEDS} seeds and more is judged by the variance of its own (Welch)."
             )
+        lines.append(
+            "- How far intervals and verdicts hold is tried out by `app study calibrate`, on simulated and real runs; "
+            "app/study/README.md has what was found. A seed that falls out, which five seeds need not show, makes them "
+            "too narrow."
+        )
+    if any("multiplier" in row for row in rows.values()):
+        passed = [name for name, row in rows.items() if row.get("multiplier", {}).get("excludes_one")]
+        lines.append(
+            "- Compute: FLOPs that the ladder needs for the row's loss, over the row's; above 1 the row needs less. "
+            f"The interval excludes 1 at this size: {', '.join(passed) or 'of no row'}. It takes two sizes to pass."
+        )
+    lines.append("- Seconds are of the steps of a run; runs that share a device take each other's time.")
     tuned = {name: row["tuned"] for name, row in rows.items() if row["tuned"]}
     lines += [
         f"- {name} was tuned to {', '.join(f'{k} {v}' for k, v in of.items())}." for name, of in tuned.items()
     ]
     origins = [origin for row in rows.values() for origin in row["made_with"]]
-    for key, words in (("device", "device"), ("torch", "PyTorch"), ("path", "steps"), ("commit", "commit")):
-        said = sorted({str(origin.get(key)) for origin in origins})
+    for words, write in ORIGINS.items():
+        said = sorted({write(origin) for origin in origins})
         lines.append(f"- {words}: {', '.join(said)}.")
     return lines
+
+
+def _data(origin: Mapping[str, Any]) -> str:
+    data = origin.get("data") or {}
+    of = data.get("source") or data.get("task") or data.get("path") or "?"
+    tokens = f", {data['train_tokens']:,} tokens to train on" if "train_tokens" in data else ""
+    return f"{of}{tokens}, SHA-256 {str(data.get('sha256'))[:12]}"
+
+
+#: what the numbers were made with: its name, and how it is written
+ORIGINS: dict[str, Callable[[Mapping[str, Any]], str]] = {
+    "data": _data,
+    "device": lambda origin: str(origin.get("device")),
+    "PyTorch": lambda origin: str(origin.get("torch")),
+    "steps": lambda origin: str(origin.get("path")),
+    "commit": lambda origin: (
+        str(origin.get("commit")) + (", changed" if origin.get("source_diff_sha256") else "")
+    ),
+}

@@ -113,6 +113,7 @@ class Study:
     Attributes:
         name: of the file.
         headline: first line of its comment.
+        about: the paragraphs of its comment, without what it costs and the command.
         rows: in order.
         seeds: of every row, in order.
         decides: key of ``summary.json``.
@@ -136,6 +137,7 @@ class Study:
     tuning: Tuning | None = None
     threads: int = 1
     pilot_sd: float | None = None
+    about: str = ""
 
     def base_of(self, row: Row) -> Row | None:
         """The row that this one is compared with; None of such a row itself, of a rung, or where there is none."""
@@ -216,9 +218,10 @@ class _Reader:
         if ladder is not None and ladder not in [row.label for row in rows]:
             self._say("ladder", f"no row has the label {ladder!r}")
         tuning = self._tuning(seeds)
+        headline, about = _comment(self.file.path)
         study = Study(
             name=self.file.path.stem,
-            headline=_headline(self.file.path),
+            headline=headline,
             rows=rows,
             seeds=seeds,
             decides=str(data.get("decides", "val/loss")),
@@ -228,6 +231,7 @@ class _Reader:
             tuning=tuning,
             threads=int(self._number("threads", 1)),
             pilot_sd=self._number("pilot_sd", 0.01) if "pilot_sd" in data else None,
+            about=about,
         )
         if self.problems:
             raise ConfigurationError(self.problems)
@@ -368,6 +372,11 @@ def _row_name(label: str, varied: Mapping[str, Any]) -> str:
     return re.sub(r"[^A-Za-z0-9._=-]+", "-", "-".join(parts)).strip("-.") or "row"
 
 
-def _headline(path: Path) -> str:
-    first = path.read_text(encoding="utf-8-sig").partition("\n")[0]
-    return first.removeprefix("#").strip() if first.startswith("#") else path.stem
+def _comment(path: Path) -> tuple[str, str]:
+    """The comment that opens a file: its first line, and its paragraphs but for the lines of cost and command."""
+    lines = path.read_text(encoding="utf-8-sig").splitlines()
+    comment = [
+        line[1:].removeprefix(" ") for line in itertools.takewhile(lambda line: line[:1] == "#", lines)
+    ]
+    about = [line for line in comment[1:] if not line.startswith(("Cost: ", "app study "))]
+    return (comment[0].strip() if comment else path.stem), "\n".join(about).strip()

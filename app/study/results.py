@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from app.run.manifest import launches_of
+from app.study.display import said
 from app.study.jobs import Job
 from app.study.multiplier import FEWEST_RUNGS, Point, is_within_a_decade, multiplier
 from app.study.plan import Study
@@ -34,6 +35,7 @@ def results(study: Study, jobs: Sequence[Job]) -> dict[str, Any]:
     report: dict[str, Any] = {
         "study": study.name,
         "headline": study.headline,
+        "about": study.about,
         "decides": study.decides,
         "margin": study.margin,
         "against": study.against,
@@ -81,11 +83,15 @@ def _spread(figures: Iterable[Sequence[float]]) -> Pooled | None:
 
 def _row(study: Study, jobs: Sequence[Job]) -> dict[str, Any]:
     """One row: its figures by seed, and where they come from."""
-    done = [(job, job.summary()) for job in jobs if job.standing().state == "finished"]
+    standings = [(job, job.standing()) for job in jobs]
+    done = [(job, job.summary()) for job, standing in standings if standing.state == "finished"]
     done = [(job, summary) for job, summary in done if isinstance(summary.get(study.decides), int | float)]
     figures = {str(job.seed): float(summary[study.decides]) for job, summary in done}
     row: dict[str, Any] = {"label": jobs[0].row.label, "figures": figures, "n_planned": len(jobs)}
     row["tuned"] = dict(jobs[0].values)
+    row["unfinished"] = {
+        str(job.seed): said(standing) for job, standing in standings if standing.state != "finished"
+    }
     if not done:
         return row
     row["mean"] = float(np.mean(list(figures.values())))

@@ -134,7 +134,10 @@ def test_the_table_says_what_the_figures_allow(tmp_path: Path) -> None:
     page = markdown(report, ["results.png"])
     assert page.startswith("# A headline\n")
     assert "| better | 1.3020 ± 0.0010 |" in page
-    assert "| absent | – |" in page
+    assert "| absent | not run | – |" in page
+    assert "**Not whole: 3 of 12 runs are not finished.**" in page
+    assert "- absent: seed 1 stopped at step 5: was killed, seed 2 stopped" in page
+    assert "- Better by the margin at least: better.\n- Equivalent, within the margin: same.\n" in page
     assert csv_of(report).splitlines()[2].startswith("better,3,1.3")
     without_times = json.dumps(
         [{k: v for k, v in row.items() if k != "times"} for row in report["rows"].values()]

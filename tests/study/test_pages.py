@@ -23,7 +23,7 @@ def row(label: str, loss: float, **more: Any) -> dict[str, Any]:
 
 def report(**rows: dict[str, Any]) -> dict[str, Any]:
     return {
-        "study": "mine", "headline": "What it is worth", "decides": "val/loss", "margin": 0.02, "against": "gpt",
+        "study": "mine", "headline": "What it is worth", "about": "", "decides": "val/loss", "margin": 0.02, "against": "gpt",
         "ladder": "rung", "seeds": [1, 2], "spread": None, "rows": rows,
     }  # fmt: skip
 
