@@ -14,7 +14,7 @@ _TRAINED = re.compile(
 )
 #: who was launched with what, launch by launch
 _RECORDS = re.compile(
-    r"config(-\d+)?\.yaml|run\.json|status\.json|tokenizer\.json|source(-\d+)?\.diff|crystallize|loggers"
+    r"config(-\d+)?\.yaml|run\.json|status\.json|tokenizer\.json|source(-\d+)?\.diff|ablate|crystallize|routing|loggers"
 )
 #: made before a launch is; and what file systems put into any folder
 _FOLDERS = re.compile(r"checkpoints|figures|lock|lost\+found|\.nfs.*")

@@ -61,8 +61,8 @@ class Multiplier(NamedTuple):
 
     @property
     def excludes_one(self) -> bool:
-        """Whether it is told from 1."""
-        return self.interval.low > 1 or self.interval.high < 1
+        """Whether it is told from 1; of what lies beyond the ladder no more is known than where that ends."""
+        return min(self.interval.low, self.high) > 1 or max(self.interval.high, self.low) < 1
 
 
 def multiplier(

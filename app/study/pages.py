@@ -48,8 +48,9 @@ def markdown(report: Mapping[str, Any], pictures: Sequence[str] = ()) -> str:
     """
     rows = report["rows"]
     whole = {name: row for name, row in rows.items() if row["figures"]}
-    columns = _columns(report, whole)
-    lines = [f"# {report['headline']}", "", *([report["about"], ""] if report["about"] else [])]
+    columns = _columns(report, whole) or {report["decides"]: str}
+    about = report["about"].replace("<", "&lt;")  # a page would take <unk> for a mark of its own
+    lines = [f"# {report['headline']}", "", *([about, ""] if about else [])]
     lines += [f"`app study {report['study']}` runs it, or goes on with it, and writes this page.", ""]
     lines += ["| row | " + " | ".join(columns) + " |", "| --- " * (len(columns) + 1) + "|"]
     for name, row in rows.items():
@@ -204,7 +205,7 @@ def _missing(rows: Mapping[str, Any]) -> list[str]:
 def _notes(report: Mapping[str, Any], rows: Mapping[str, Any]) -> list[str]:
     """What the table's words mean, and what its numbers were made with."""
     if not rows:
-        return ["No run is finished yet."]
+        return ["- No run is finished yet."]
     lines = [
         f"- Less is better; the margin is {report['margin']:g}. Verdicts and p are corrected for their number (Holm)."
     ]
@@ -246,7 +247,8 @@ def _data(origin: Mapping[str, Any]) -> str:
     data = origin.get("data") or {}
     of = data.get("source") or data.get("task") or data.get("path") or "?"
     tokens = f", {data['train_tokens']:,} tokens to train on" if "train_tokens" in data else ""
-    return f"{of}{tokens}, SHA-256 {str(data.get('sha256'))[:12]}"
+    sums = [str(data[key])[:12] for key in ("sha256", "train_sha256", "val_sha256") if data.get(key)]
+    return f"{of}{tokens}" + (f", SHA-256 {' and '.join(sums)}" if sums else "")
 
 
 #: what the numbers were made with: its name, and how it is written

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from app.commands import ablate, study_routing
 from app.run.errors import ConfigurationError
 from app.run.lock import RunLock
 from app.study.display import said, table
@@ -96,6 +97,14 @@ def test_folders_of_others_are_refused(tmp_path: Path) -> None:
     assert "row b/seed_1" in problems[1] and "was made by other settings" in problems[1]
     assert "row c/seed_1" in problems[2]
     assert len(problems) == 3
+
+
+def test_what_commands_have_found_in_a_run_is_none_of_others(tmp_path: Path) -> None:
+    (job,) = jobs(tmp_path, (1,), a={})
+    engine().run([job])
+    for folder in (ablate.FOLDER, "crystallize", study_routing.NAME):
+        (job.run.path / folder).mkdir()
+    require_own([job])
 
 
 def test_other_threads_are_other_bits(tmp_path: Path) -> None:

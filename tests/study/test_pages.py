@@ -57,3 +57,29 @@ def test_the_curve_that_is_drawn_is_the_one_that_multipliers_are_read_from(worth
     loss = float(np.interp(np.log(worth * 3e14), np.log(at), losses))
     found = multiplier(LADDER, Point(3e14, loss, 3), Pooled(1e-8, 10), n_draws=50)
     assert found.value == pytest.approx(worth, rel=1e-4)
+
+
+def test_a_page_of_nothing_is_a_page() -> None:
+    missing = {"label": "gpt", "figures": {}, "n_planned": 2, "unfinished": {"1": "waiting", "2": "waiting"}}
+    page = markdown(report(gpt=missing) | {"about": "Unknown words are <unk>."})
+    assert "\nUnknown words are &lt;unk>.\n" in page
+    assert "| row | val/loss |\n| --- | --- |\n| gpt | not run |\n" in page
+    assert "**Not whole: 2 of 2 runs are not finished.**" in page
+
+
+def test_a_page_says_what_its_numbers_were_made_with() -> None:
+    data = {"source": "text", "train_sha256": "0" * 64, "val_sha256": "1" * 64, "train_tokens": 2000}
+    origin = {"data": data, "device": "a GPU", "torch": "2.11.0", "path": "graph", "commit": "abc"}
+    page = markdown(report(gpt=row("gpt", 1.5, made_with=[origin, origin | {"source_diff_sha256": "2"}])))
+    assert "- data: text, 2,000 tokens to train on, SHA-256 000000000000 and 111111111111.\n" in page
+    assert "- device: a GPU.\n- PyTorch: 2.11.0.\n- steps: graph.\n- commit: abc, abc, changed.\n" in page
+
+
+@pytest.mark.parametrize(("flops", "loss", "said"), [(4e15, 1.0, "> 0.25"), (4e13, 3.0, "< 2.5")])
+def test_beyond_the_ladder_nothing_is_told_from_one_by_where_it_ends(
+    flops: float, loss: float, said: str
+) -> None:
+    found = multiplier(LADDER, Point(flops, loss, 3), Pooled(1e-8, 10), n_draws=50)
+    assert (str(found), found.excludes_one) == (said, False)
+    inside = Point(flops, loss, 3)._replace(flops=5e14)
+    assert multiplier(LADDER, inside, Pooled(1e-8, 10), n_draws=50).excludes_one
