@@ -4,6 +4,8 @@ Some libraries import whatever optional package they find: behind lightning, tor
 matplotlib, which is a third of the time that the framework takes to import.
 """
 
+import atexit
+import gc
 import importlib
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -45,13 +47,34 @@ class _Absent(DistributionFinder):
 
 @contextmanager
 def quick_framework(trusted: Sequence[str]) -> Iterator[None]:
-    """Imports lightning meanwhile without what torchmetrics would import beside it.
+    """Imports lightning meanwhile without what torchmetrics would import beside it, see also :func:`kept`.
 
     Args:
         trusted: import prefixes of somebody's own code, which may want all of torchmetrics: it then has it.
     """
-    with nullcontext() if trusted else without_packages(*OF_TORCHMETRICS):
+    with kept(), nullcontext() if trusted else without_packages(*OF_TORCHMETRICS):
         yield
+
+
+@contextmanager
+def kept() -> Iterator[None]:
+    """Keeps what the framework's import makes out of the garbage collector, until the process ends.
+
+    Hundreds of thousands of objects stay for good; the collector would go through them again and again while there
+    are ever more of them, and later in the midst of the steps. Where the framework is there already nothing is done:
+    what others have made since may well be garbage.
+    """
+    if "lightning" in sys.modules or not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        # Extension modules complain at the end of the interpreter about what it does not take down.
+        atexit.register(gc.unfreeze)
+        gc.enable()
 
 
 @contextmanager

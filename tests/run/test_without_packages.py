@@ -1,5 +1,6 @@
 import importlib.metadata
 import importlib.util
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +25,37 @@ def test_a_package_is_missing_for_a_while(tmp_path: Path, monkeypatch: pytest.Mo
     assert sys.meta_path == before
     assert importlib.util.find_spec("never_imported")
     assert importlib.metadata.version("pytest")
+
+
+def test_what_is_imported_is_no_work_for_the_garbage_collector(tmp_path: Path) -> None:
+    (tmp_path / "lightning.py").write_text(
+        "import gc\nwas_collecting = gc.isenabled()\nmade = [[] for _ in range(5000)]\n"
+    )
+    program = """
+import atexit, gc
+atexit.register(lambda: print(gc.get_freeze_count()))
+from app.run.without_packages import quick_framework
+with quick_framework(()):
+    import lightning
+assert not lightning.was_collecting
+assert gc.isenabled()
+assert gc.get_freeze_count() > 5000
+gc.unfreeze()
+with quick_framework(()):  # whatever is there by now is not all the framework's
+    assert gc.isenabled()
+assert gc.get_freeze_count() == 0
+gc.freeze()
+"""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    ended = subprocess.run(
+        [sys.executable, "-c", program],
+        check=True,
+        timeout=60,
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert ended.stdout == "0\n"  # of the process's end
 
 
 @pytest.mark.stress
