@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from app.models import feedback as draws
+from app.models.direct_feedback import DirectFeedback
 from app.models.feedback import FEEDBACK_INITS, FeedbackInit
 from app.models.rules import FollowsRule
 
@@ -294,49 +295,8 @@ class OutputError:
             for layer, x, factor in expected
             for part in (x, layer.feedback, factor, layer.weight, layer.bias)
         ]
-        delivered: Tensor = _DirectFeedback.apply(logits, *tensors)
+        delivered: Tensor = DirectFeedback.apply(logits, *tensors)
         return delivered
-
-
-class _DirectFeedback(torch.autograd.Function):
-    """The logits, unchanged; backward also gives ``(e R ⊙ f′)ᵀ x`` to each weight and ``Σ e R ⊙ f′`` to each bias."""
-
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, *layers: Tensor | None) -> Tensor:
-        ctx.save_for_backward(*(part for at in range(0, len(layers), 5) for part in layers[at : at + 3]))
-        return logits.view_as(logits)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        (e,) = gradients
-        e_NV = e.flatten(0, -2)
-        found: list[Tensor | None] = [e]
-        for number in range(len(ctx.saved_tensors) // 3):
-            x, matrix, factor = ctx.saved_tensors[3 * number : 3 * number + 3]
-            has_weight, has_bias = ctx.needs_input_grad[5 * number + 4 : 5 * number + 6]
-            found += [None, None, None, None, None]
-            if factor is not None:
-                error = (e_NV @ matrix.to(e_NV.dtype)) * factor.flatten(0, -2).to(e_NV.dtype)
-                if has_weight:
-                    found[-2] = (error.T @ x.flatten(0, -2).to(error.dtype)).to(matrix.dtype)
-                if has_bias:
-                    found[-1] = error.sum(0).to(matrix.dtype)
-                continue
-            if has_weight:
-                found[-2] = _direct_gradient(e_NV, x.flatten(0, -2), matrix)
-            if has_bias:
-                found[-1] = matrix.T @ e_NV.sum(0).to(matrix.dtype)
-        return tuple(found)
-
-
-def _direct_gradient(e_NV: Tensor, x: Tensor, matrix: Tensor) -> Tensor:
-    """``(e R)ᵀ x`` ``(out, in)`` in the cheaper of the two orders."""
-    (N, V), n_in, n_out = e_NV.shape, x.shape[1], matrix.shape[1]
-    x = x.to(e_NV.dtype)
-    if V * n_in * (N + n_out) < N * n_out * (V + n_in):
-        return matrix.T @ (e_NV.T @ x).to(matrix.dtype)
-    return ((e_NV @ matrix.to(e_NV.dtype)).T @ x).to(matrix.dtype)
 
 
 def _compute_dtype(x: Tensor) -> torch.dtype:

@@ -13,10 +13,12 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.flop_counter import FlopCounterMode
 
 from app.models import feedback
+from app.models.direct_feedback import Errors
 from app.models.local_gpt import FrozenSubspace, LocalGPT, LocalLinear, VQResidualDirection, hard_top_k
-from app.models.local_linear import _direct_gradient, local_linears
+from app.models.local_linear import local_linears
 from tests import tolerances
 from tests.parity import relative_error
 from tests.support.two_ranks import two_ranks
@@ -269,11 +271,28 @@ def test_saturated_and_removed_units_learn_without_the_derivative_alone(derivati
         assert torch.equal(removed, torch.ones(31))
 
 
-@pytest.mark.parametrize("V", [3, 300])
+@pytest.mark.parametrize("V", [3, 8, 300])
 def test_dfa_takes_either_order_of_the_product(V: int) -> None:
     torch.manual_seed(0)
     e, x, R = torch.randn(40, V).double(), torch.randn(40, 12).double(), torch.randn(V, 20).double()
-    assert relative_error(_direct_gradient(e, x, R), (e @ R).T @ x) <= 1e-12
+    errors = Errors(e)
+    assert relative_error(errors.gradient(x, R), (e @ R).T @ x) <= 1e-12
+    assert relative_error(errors.projected(R), e @ R) <= 1e-12
+    torch.testing.assert_close(errors.sum, e.sum(0), rtol=1e-12, atol=1e-12)
+
+
+def test_dfa_multiplies_error_and_input_once_for_layers_that_read_the_same() -> None:
+    torch.manual_seed(0)
+    N, V, n_in, n_out = 40, 8, 12, 20
+    wide, errors = torch.randn(N, 2 * n_in), Errors(torch.randn(N, V))
+    matrices = [torch.randn(V, n_out) for _ in range(3)]
+    with FlopCounterMode(display=False) as counted:
+        for matrix in matrices:  # as those of queries, keys and values
+            errors.gradient(wide[:, :n_in], matrix)
+    assert counted.get_total_flops() == 2 * N * V * n_in + 3 * 2 * n_out * V * n_in
+    beside = wide[:, n_in:]  # the same memory, another place in it
+    expected = (errors.projected(matrices[0])).T @ beside
+    assert relative_error(errors.gradient(beside, matrices[0]), expected) <= 1e-5
 
 
 def test_dfa_without_propagation_sends_zeros() -> None:
