@@ -129,6 +129,8 @@ def _pass_on(
         _, carried = tl.associative_scan((power, states[n]), 0, _compose, reverse=BACKWARDS)
         entering = entering + (carried,)
     _write_states(entering_RND, entering, row, D, channel, N)
+    # Who reads them again in this launch need not be the thread that has written them.
+    tl.debug_barrier()
     return entering
 
 
