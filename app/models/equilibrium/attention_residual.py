@@ -52,10 +52,6 @@ class AttentionResidual(nn.Module):
         Returns:
             ``(B, T, D)``.
         """
-        return self.passing_on(z, history)[0]
-
-    def passing_on(self, z: Tensor, history: Tensor | Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """The same, and the history for later readers, see :func:`app.ops.depth_attention.depth_attention`."""
         asked = self.key(self.query(z)) * z.shape[-1] ** -0.5  # (B, T, D)
-        mixed, passed_on = depth_attention(asked, z, list(history))
-        return self.norm(mixed), passed_on
+        y: Tensor = self.norm(depth_attention(asked, z, list(history)))
+        return y

@@ -137,7 +137,7 @@ class EquilibriumBlock(nn.Module):
 
     def forward(
         self, x: Tensor, *history: Tensor, second: SecondPass | PackedPass | None = None
-    ) -> tuple[Tensor, KeysValues | None, Sequence[Tensor]]:
+    ) -> tuple[Tensor, KeysValues | None]:
         """Processes all tokens, or some of them once more.
 
         Args:
@@ -149,20 +149,20 @@ class EquilibriumBlock(nn.Module):
                 all tokens, and tokens that do not come back stay as they are; only where :meth:`packs` allows it.
 
         Returns:
-            The shape of ``x``, the keys and values of the first pass, and the history for later readers.
+            The shape of ``x``, and the keys and values of the first pass.
         """
         if isinstance(second, PackedPass):
             keys, values = second.first or (None, None)
             weights, n_heads = self._weights(), self.attn.n_heads
-            y, passed_on = second_pass(x, second.taken, history, weights, n_heads, keys, values, self.ln1.eps)
-            return y, second.first, passed_on
+            y: Tensor = second_pass(x, second.taken, history, weights, n_heads, keys, values, self.ln1.eps)
+            return y, second.first
         normed = self.ln1(x)
         if second is None:
             z, first = self.attn(normed)
         else:
             first = second.first
             z = self.attn.alone(normed) if first is None else self.attn.again(normed, second.position, first)
-        return self._after_attention(x, z, history, first)
+        return self._after_attention(x, z, history), first
 
     def packs(self, x: Tensor, n_history: int) -> bool:
         """Whether a second pass of ``x`` can be computed of its takers alone, by kernels that read the weights: where
@@ -202,16 +202,11 @@ class EquilibriumBlock(nn.Module):
         over_depth = 2 * D * D if isinstance(self.residual, AttentionResidual) else 0
         return attention + over_depth + 2 * D * d_ff
 
-    def _after_attention(
-        self, x: Tensor, z: Tensor, history: Sequence[Tensor], first: KeysValues | None
-    ) -> tuple[Tensor, KeysValues | None, Sequence[Tensor]]:
-        if isinstance(self.residual, AttentionResidual):
-            mixed, history = self.residual.passing_on(z, history)
-        else:
-            mixed = self.residual(x + z)
-        mixed = tap(self, "mid", mixed)
+    def _after_attention(self, x: Tensor, z: Tensor, history: Sequence[Tensor]) -> Tensor:
+        over_depth = isinstance(self.residual, AttentionResidual)
+        mixed = tap(self, "mid", self.residual(z, history) if over_depth else self.residual(x + z))
         y: Tensor = mixed + tap(self, "mlp.out", self.ff(self.ln2(mixed)))
-        return y, first, history
+        return y
 
 
 def is_plain(*layers: nn.Module) -> bool:

@@ -162,11 +162,10 @@ class EquilibriumLM(LanguageModel, options_of=EquilibriumConfig):
         for layer, block in enumerate(self.blocks):
             x = tap(self, f"blocks.{layer}.in", x)
             history.append(x)
-            out, first, passed_on = self._call(block, x, *history)
-            history = list(passed_on)
+            out, first = self._call(block, x, *history)
             out = tap(self, f"blocks.{layer}.processed", out)
             decided = self._decide(layer, out, idx)
-            x, history = self._routed(layer, out, decided.route, history, firsts)
+            x = self._routed(layer, out, decided.route, history, firsts)
             x = tap(self, f"blocks.{layer}.out", x)
             firsts.append(first)
             decisions.append(decided)
@@ -245,18 +244,16 @@ class EquilibriumLM(LanguageModel, options_of=EquilibriumConfig):
         return [route for route, does_work in does.items() if does_work]
 
     def _routed(
-        self, layer: int, out: Tensor, route: Tensor, history: list[Tensor], firsts: Sequence[KeysValues]
-    ) -> tuple[Tensor, list[Tensor]]:
-        """The block's output with backward and plastic tokens replaced, and the history for later readers; ``out``
-        itself is not written to."""
+        self, layer: int, out: Tensor, route: Tensor, history: Sequence[Tensor], firsts: Sequence[KeysValues]
+    ) -> Tensor:
+        """The block's output with backward and plastic tokens replaced; ``out`` itself is not written to."""
         T = route.shape[1]
         x = out
         first = firsts[layer - 1] if layer > 0 and self.reprocess_context else None
         earlier = self.blocks[layer - 1] if layer > 0 else None
         if isinstance(earlier, EquilibriumBlock) and earlier.packs(out, layer):
             packed = PackedPass(route == BACKWARD, first)
-            x, _, passed_on = self._call(earlier, out, *history[:layer], second=packed)
-            history = [*passed_on, *history[layer:]]
+            x = self._call(earlier, out, *history[:layer], second=packed)[0]
         elif earlier is not None:
             block = earlier
 
@@ -270,14 +267,14 @@ class EquilibriumLM(LanguageModel, options_of=EquilibriumConfig):
         if self.plastic is not None:
             adapter = self.plastic
             if is_plain(adapter.down, adapter.up) and not is_watched() and has_kernels(x):
-                return adapter_pass(x, route == PLASTIC, dict(adapter.named_parameters())), history
+                return adapter_pass(x, route == PLASTIC, dict(adapter.named_parameters()))
             x = replaced(
                 x,
                 route == PLASTIC,
                 self.route_capacity.size(PLASTIC, T),
                 lambda buffer: tap(self, f"blocks.{layer}.paths.plastic", adapter(buffer.gather(out))),
             )
-        return x, history
+        return x
 
     def _logits(self, hidden: Tensor, route: Tensor) -> tuple[Tensor, Tensor]:
         """Logits ``(B, T, V)``, and the divergence ``(J)`` of the pairs of branches."""

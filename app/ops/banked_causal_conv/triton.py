@@ -24,8 +24,6 @@ UNROLL = tl.constexpr(8)
 WALKING_PROGRAMS, SUMMING_PROGRAMS = 2048, 1536
 # Numbers of one lane that are kept in registers, of 255.
 REGISTERS = 128
-# Taps of all banks beyond which they are read again at each change of the bank.
-MOST_RESIDENT = 96
 # Taps beyond which they do not fit there.
 LARGEST_KERNEL = REGISTERS // 2
 # Registers of a lane where sums are kept: 12 warps then share a multiprocessor.
@@ -61,19 +59,9 @@ def _load_taps(table, n, K: tl.constexpr, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _load_all_taps(table, N: tl.constexpr, K: tl.constexpr, BLOCK: tl.constexpr):
-    """Those of every bank, a tuple of N·K."""
-    taps = ()
-    for n in tl.static_range(N):
-        taps = taps + _load_taps(table, n, K, BLOCK)
-    return taps
-
-
-@triton.jit
 def _forward_kernel(
-    h, table, bank, y, T, D, slices_per_sequence, length,
-    K: tl.constexpr, BLOCK: tl.constexpr, RESIDENT: tl.constexpr,
-):  # fmt: skip
+    h, table, bank, y, T, D, slices_per_sequence, length, K: tl.constexpr, BLOCK: tl.constexpr
+):
     channel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     b, start = _slice(T, slices_per_sequence, length)
     h += b * T * D
@@ -83,11 +71,8 @@ def _forward_kernel(
     for o in tl.static_range(K - 1):
         window = window + (_load_token(h, start - (K - 1) + o, T, D, channel).to(tl.float32),)
     taps = ()
-    if RESIDENT > 0:
-        taps = _load_all_taps(table, RESIDENT, K, BLOCK)
-    else:
-        for _ in tl.static_range(K):
-            taps = taps + (tl.zeros([BLOCK], tl.float32),)
+    for _ in tl.static_range(K):
+        taps = taps + (tl.zeros([BLOCK], tl.float32),)
     current = tl.full([], -1, tl.int32)
     for first in range(start, tl.minimum(start + length, T), UNROLL):
         tokens = ()
@@ -96,20 +81,13 @@ def _forward_kernel(
             tokens = tokens + (_load_token(h, first + u, T, D, channel),)
             banks = banks + (tl.load(bank + first + u, mask=first + u < T, other=0).to(tl.int32),)
         for u in tl.static_range(UNROLL):
+            if banks[u] != current:
+                current = banks[u]
+                taps = _load_taps(table, current, K, BLOCK)
             window = window + (tokens[u].to(tl.float32),)
-            if RESIDENT > 0:
-                total = tl.zeros([BLOCK], tl.float32)
-                for n in tl.static_range(RESIDENT):
-                    if banks[u] == n:
-                        for o in tl.static_range(K):
-                            total = tl.fma(taps[n * K + o], window[o], total)
-            else:
-                if banks[u] != current:
-                    current = banks[u]
-                    taps = _load_taps(table, current, K, BLOCK)
-                total = taps[0] * window[0]
-                for o in tl.static_range(1, K):
-                    total = tl.fma(taps[o], window[o], total)
+            total = taps[0] * window[0]
+            for o in tl.static_range(1, K):
+                total = tl.fma(taps[o], window[o], total)
             n_channels = tl.where(first + u < T, D, 0)
             tl.store(y + tl.cast(first + u, tl.int64) * D + channel, total, mask=channel < n_channels)
             window = window[1:]
@@ -117,9 +95,8 @@ def _forward_kernel(
 
 @triton.jit
 def _input_gradient_kernel(
-    d_y, table, bank, d_h, T, D, slices_per_sequence, length,
-    K: tl.constexpr, BLOCK: tl.constexpr, RESIDENT: tl.constexpr,
-):  # fmt: skip
+    d_y, table, bank, d_h, T, D, slices_per_sequence, length, K: tl.constexpr, BLOCK: tl.constexpr
+):
     """Each token adds to the K tokens that it has read; the earliest of these is then complete."""
     channel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     b, start = _slice(T, slices_per_sequence, length)
@@ -130,11 +107,8 @@ def _input_gradient_kernel(
     taps = ()
     for _ in tl.static_range(K - 1):
         pending = pending + (tl.zeros([BLOCK], tl.float32),)
-    if RESIDENT > 0:
-        taps = _load_all_taps(table, RESIDENT, K, BLOCK)
-    else:
-        for _ in tl.static_range(K):
-            taps = taps + (tl.zeros([BLOCK], tl.float32),)
+    for _ in tl.static_range(K):
+        taps = taps + (tl.zeros([BLOCK], tl.float32),)
     current = tl.full([], -1, tl.int32)
     end = tl.minimum(start + length, T)
     for first in range(start, end + K - 1, UNROLL):
@@ -144,23 +118,14 @@ def _input_gradient_kernel(
             tokens = tokens + (_load_token(d_y, first + u, T, D, channel),)
             banks = banks + (tl.load(bank + first + u, mask=first + u < T, other=0).to(tl.int32),)
         for u in tl.static_range(UNROLL):
+            if banks[u] != current:
+                current = banks[u]
+                taps = _load_taps(table, current, K, BLOCK)
             gradient = tokens[u].to(tl.float32)
-            received = pending + (tl.zeros([BLOCK], tl.float32),)
-            if RESIDENT > 0:
-                for n in tl.static_range(RESIDENT):
-                    if banks[u] == n:
-                        own = ()
-                        for o in tl.static_range(K):
-                            own = own + (tl.fma(taps[n * K + o], gradient, received[o]),)
-                        received = own
-            else:
-                if banks[u] != current:
-                    current = banks[u]
-                    taps = _load_taps(table, current, K, BLOCK)
-                own = ()
-                for o in tl.static_range(K):
-                    own = own + (tl.fma(taps[o], gradient, received[o]),)
-                received = own
+            received = ()
+            for o in tl.static_range(K - 1):
+                received = received + (tl.fma(taps[o], gradient, pending[o]),)
+            received = received + (taps[K - 1] * gradient,)
             done = first + u - (K - 1)
             n_channels = tl.where((done >= start) & (done < end), D, 0)
             tl.store(d_h + tl.cast(done, tl.int64) * D + channel, received[0], mask=channel < n_channels)
@@ -244,14 +209,13 @@ class _BankedCausalConv(torch.autograd.Function):
         B, T, D = h.shape
         K = weight.shape[2]
         h, bank = h.contiguous(), bank.contiguous()
-        resident = _resident(weight.shape[0], K)
-        block = _channels(((resident or 1) + 1) * K)
+        block = _channels(2 * K)
         table = _tap_table(weight.detach(), block)
         ctx.save_for_backward(h, weight, table, bank)
         y = torch.empty_like(h)
         n_slices, length = _slices(B, T, triton.cdiv(D, block), WALKING_PROGRAMS)
         grid = (triton.cdiv(D, block), B * n_slices)
-        _forward_kernel[grid](h, table, bank, y, T, D, n_slices, length, K, block, resident, num_warps=1)
+        _forward_kernel[grid](h, table, bank, y, T, D, n_slices, length, K, block, num_warps=1)
         return y
 
     @staticmethod
@@ -265,11 +229,11 @@ class _BankedCausalConv(torch.autograd.Function):
 
 def _input_gradient(grad: Tensor, table: Tensor, bank: Tensor) -> Tensor:
     B, T, D = grad.shape
-    N, n_blocks, K, block = table.shape
+    _, n_blocks, K, block = table.shape
     d_h = torch.empty_like(grad)
     n_slices, length = _slices(B, T, n_blocks, WALKING_PROGRAMS)
     _input_gradient_kernel[(n_blocks, B * n_slices)](
-        grad, table, bank, d_h, T, D, n_slices, length, K, block, _resident(N, K), num_warps=1
+        grad, table, bank, d_h, T, D, n_slices, length, K, block, num_warps=1
     )
     return d_h
 
@@ -312,11 +276,6 @@ def _tap_table(weight_NDK: Tensor, block: int) -> Tensor:
     if D % block:
         taps = F.pad(taps, (0, 0, 0, -D % block))
     return taps.reshape(N, -1, block, K).transpose(2, 3).contiguous()
-
-
-def _resident(n_banks: int, K: int) -> int:
-    """Banks whose taps all stay in registers, beside a window: all, or none."""
-    return n_banks if n_banks * K <= MOST_RESIDENT else 0
 
 
 def _channels(numbers: int) -> int:

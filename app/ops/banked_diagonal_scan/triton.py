@@ -15,6 +15,8 @@ from torch import Tensor
 
 from app.ops.banked_diagonal_scan import vectorized
 
+# Chunks whose states are in flight at once while they are passed on.
+CARRIED = tl.constexpr(8)
 # Four numbers of a tile for each thread.
 WARPS = 8
 # Banks beyond which states and sums no longer fit into registers.
@@ -96,42 +98,33 @@ def _zeros(N: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _compose(first_power, first, second_power, second):
-    """Of two neighbouring runs of chunks: by what a state has shrunk, and what they have added."""
-    return first_power * second_power, tl.fma(second_power, first, second)
-
-
-@triton.jit
 def _pass_on(
     left_RND,
     entering_RND,
     decays,
     length,
     D,
-    row,
     channel,
     N: tl.constexpr,
     ROWS: tl.constexpr,
     BACKWARDS: tl.constexpr,
 ):
-    """What enters each chunk, a tuple of N tiles, given what leaves every chunk that nothing enters."""
+    """What enters each chunk, given what leaves every chunk that nothing enters."""
     # What other threads of this block have written is there after a barrier.
     tl.debug_barrier()
-    before = row + 1 if BACKWARDS else row - 1
-    inside = ((before >= 0) & (before < ROWS))[:, None] & (channel < D)[None, :]
-    states = ()
     for n in tl.static_range(N):
-        left = tl.load(left_RND + (before * N + n)[:, None] * D + channel[None, :], mask=inside, other=0.0)
-        states = states + (left,)
-    entering = ()
-    for n in tl.static_range(N):
-        power = tl.broadcast_to(_power(decays[n], length)[None, :], states[n].shape)
-        _, carried = tl.associative_scan((power, states[n]), 0, _compose, reverse=BACKWARDS)
-        entering = entering + (carried,)
-    _write_states(entering_RND, entering, row, D, channel, N)
-    # Who reads them again in this launch need not be the thread that has written them.
+        power = _power(decays[n], length)
+        carried = tl.zeros(power.shape, tl.float32)
+        for first in range(0, ROWS, CARRIED):
+            left = ()
+            for i in tl.static_range(CARRIED):
+                r = ROWS - 1 - first - i if BACKWARDS else first + i
+                left = left + (tl.load(left_RND + (r * N + n) * D + channel, mask=channel < D, other=0.0),)
+            for i in tl.static_range(CARRIED):
+                r = ROWS - 1 - first - i if BACKWARDS else first + i
+                tl.store(entering_RND + (r * N + n) * D + channel, carried, mask=channel < D)
+                carried = tl.fma(power, carried, left[i])
     tl.debug_barrier()
-    return entering
 
 
 @triton.jit
@@ -169,7 +162,8 @@ def _forward_kernel(
         for u in tl.static_range(UNROLL):
             z = _step(z, decays, tokens[u].to(tl.float32), N)
     _write_states(left, z, row, D, channel, N)
-    z = _pass_on(left, entering, decays, length, D, row, channel, N, ROWS, False)
+    _pass_on(left, entering, decays, length, D, channel, N, ROWS, False)
+    z = _read_states(entering, row, D, channel, N)
     b_gain = _read_banks(input_gain, D, channel, N)
     c_gain = _read_banks(output_gain, D, channel, N)
     for first in range(0, length, UNROLL):
@@ -258,7 +252,8 @@ def _backward_kernel(
         for u in tl.static_range(UNROLL):
             zeta = _step_back(zeta, decays, gains, gradients[u].to(tl.float32), banks[u], N)
     _write_states(left, zeta, row, D, channel, N)
-    zeta = _pass_on(left, arriving, decays, length, D, row, channel, N, ROWS, True)
+    _pass_on(left, arriving, decays, length, D, channel, N, ROWS, True)
+    zeta = _read_states(arriving, row, D, channel, N)
     for first in range(0, length, UNROLL):
         gradients = ()
         banks = ()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 
-def depth_attention(asked: Tensor, z: Tensor, history: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+def depth_attention(asked: Tensor, z: Tensor, history: Sequence[Tensor]) -> Tensor:
     """``z + Σ α_i h_i`` with ``α = softmax_i(asked · h_i)``, each token over its own earlier outputs.
 
     Args:
@@ -18,11 +18,10 @@ def depth_attention(asked: Tensor, z: Tensor, history: Sequence[Tensor]) -> tupl
         history: n ≥ 1 tensors ``(B, T, D)``.
 
     Returns:
-        ``(B, T, D)``, in the widest dtype of them all; and the history for whoever reads it after this call: its
-        gradients are then added to those from here where these are made, not by passes of their own.
+        ``(B, T, D)``, in the widest dtype of them all.
     """
     scores = torch.stack([(asked * h).sum(-1) for h in history])  # (n, B, T)
     mixed = z
     for alpha, h in zip(scores.softmax(0), history, strict=True):
         mixed = mixed + alpha.unsqueeze(-1) * h
-    return mixed, list(history)
+    return mixed

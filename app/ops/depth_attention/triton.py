@@ -12,7 +12,6 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from app.ops.bank_kernels import tile_width
 from app.ops.depth_attention import naive
@@ -24,7 +23,7 @@ TILE, WARPS = 2048, 4
 
 class _DepthAttention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, asked_SD: Tensor, z_SD: Tensor, *history_SD: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, asked_SD: Tensor, z_SD: Tensor, *history_SD: Tensor) -> Tensor:
         S, D = z_SD.shape
         dtype = reduce(torch.promote_types, (h.dtype for h in history_SD), z_SD.dtype)
         dtype = torch.promote_types(dtype, asked_SD.dtype)
@@ -36,19 +35,21 @@ class _DepthAttention(torch.autograd.Function):
         )
         ctx.save_for_backward(asked_SD, alpha, *history_SD)
         ctx.z_dtype = z_SD.dtype
-        # Gradients that nobody sends are not made up of zeros.
-        ctx.set_materialize_grads(False)
-        return mixed, *(h.view_as(h) for h in history_SD)
+        return mixed
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor | None, *later: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
         asked_SD, alpha, *history_SD = ctx.saved_tensors
-        if grad is None:
-            return None, None, *later
-        return depth_attention_backward(
-            grad.contiguous(), asked_SD, history_SD, alpha, later, None, 1.0, ctx.z_dtype
-        )
+        grad = grad.contiguous()
+        S, D = grad.shape
+        d_asked = torch.empty_like(asked_SD)
+        d_history = [torch.empty_like(h) for h in history_SD]
+        grid, shape = _launch(S, D, len(history_SD))
+        _backward_kernel[grid](
+            grad, asked_SD, *_twelve(history_SD), alpha, d_asked, *_twelve(d_history), None, S, D, 1.0,
+            TAKEN=False, **shape,
+        )  # fmt: skip
+        return d_asked, grad.to(ctx.z_dtype), *d_history
 
 
 def depth_attention_of_taken(
@@ -76,44 +77,24 @@ def depth_attention_of_taken(
     return mixed, alpha
 
 
-def depth_attention_backward(
+def depth_attention_of_taken_backward(
     grad_SD: Tensor,
     asked_SD: Tensor,
     history_SD: Sequence[Tensor],
     alpha: Tensor,
-    later: Sequence[Tensor | None],
-    place_S: Tensor | None,
+    place_S: Tensor,
     scale: float,
-    z_dtype: torch.dtype,
-) -> tuple[Tensor, ...]:
-    """Gradients of ``asked``, ``z`` and of each earlier output.
-
-    Args:
-        grad_SD: of the mixture, contiguous, by place where there are places.
-        asked_SD: as in the forward.
-        history_SD: the same, by token.
-        alpha: shares of the forward.
-        later: what later readers of the history send, added up here; None where nobody does.
-        place_S: as in :func:`depth_attention_of_taken`; None where all tokens take part.
-        scale: factor on ``asked_SD``.
-        z_dtype: of z.
-    """
+) -> tuple[Tensor, list[Tensor]]:
+    """Gradients of ``asked_SD``, by place, and of the history, by token, zeros where it does not take part."""
     S, D = history_SD[0].shape
     d_asked = torch.empty_like(asked_SD)
-    # The gradient itself is that of z, in another format where z has one.
-    d_z = grad_SD if grad_SD.dtype == z_dtype else torch.empty_like(grad_SD, dtype=z_dtype)
     d_history = [torch.empty_like(h) for h in history_SD]
-    adds = any(g is not None for g in later)
-    past = [
-        torch.zeros_like(h) if g is None else g.to(h.dtype).contiguous()
-        for g, h in zip(later, history_SD, strict=True)
-    ] if adds else d_history  # fmt: skip
     grid, shape = _launch(S, D, len(history_SD))
     _backward_kernel[grid](
-        grad_SD, asked_SD, *_twelve(history_SD), alpha, d_asked, d_z, *_twelve(d_history), *_twelve(past), place_S,
-        S, D, scale, TAKEN=place_S is not None, ADDS=adds, ROUNDS=d_z is not grad_SD, **shape,
+        grad_SD, asked_SD, *_twelve(history_SD), alpha, d_asked, *_twelve(d_history), place_S, S, D, scale,
+        TAKEN=True, **shape,
     )  # fmt: skip
-    return d_asked, d_z, *d_history
+    return d_asked, d_history
 
 
 def _launch(S: int, D: int, n: int) -> tuple[tuple[int], dict[str, int]]:
@@ -127,15 +108,15 @@ def _twelve(tensors: Sequence[Tensor]) -> list[Tensor]:
     return [*tensors, *[tensors[0]] * (MOST_HISTORY - len(tensors))]
 
 
-def depth_attention(asked: Tensor, z: Tensor, history: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+def depth_attention(asked: Tensor, z: Tensor, history: Sequence[Tensor]) -> Tensor:
     """``z + Σ α_i h_i``; see :func:`app.ops.depth_attention.depth_attention`."""
     D = z.shape[-1]
     if len(history) > MOST_HISTORY or D > WIDEST or torch.float64 in {x.dtype for x in (asked, z, *history)}:
         return naive.depth_attention(asked, z, history)
     rows = [x.reshape(-1, D).contiguous() for x in (asked, z, *history)]
     with torch.cuda.device_of(z):
-        mixed, *passed_on = _DepthAttention.apply(*rows)
-    return mixed.view(z.shape), [h.view(z.shape) for h in passed_on]
+        mixed: Tensor = _DepthAttention.apply(*rows)
+    return mixed.view(z.shape)
 
 
 @triton.jit
@@ -189,20 +170,15 @@ def _forward_kernel(
 @triton.jit
 def _backward_kernel(
     grad, asked, h0, h1, h2, h3, h4, h5, h6, h7, h8, h9, h10, h11, alpha,
-    d_asked, d_z, d0, d1, d2, d3, d4, d5, d6, d7, d8, d9, d10, d11,
-    p0, p1, p2, p3, p4, p5, p6, p7, p8, p9, p10, p11, place, S, D, scale,
-    TAKEN: tl.constexpr, ADDS: tl.constexpr, ROUNDS: tl.constexpr,
-    N: tl.constexpr, TOKENS: tl.constexpr, BLOCK: tl.constexpr,
+    d_asked, d0, d1, d2, d3, d4, d5, d6, d7, d8, d9, d10, d11, place, S, D, scale,
+    TAKEN: tl.constexpr, N: tl.constexpr, TOKENS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     history = (h0, h1, h2, h3, h4, h5, h6, h7, h8, h9, h10, h11)
     gradients = (d0, d1, d2, d3, d4, d5, d6, d7, d8, d9, d10, d11)
-    past = (p0, p1, p2, p3, p4, p5, p6, p7, p8, p9, p10, p11)
     token, row, is_row, at, own, inside = _places(place, S, D, TAKEN, TOKENS, BLOCK)
     # Where nothing is read all numbers are 0, and so are the gradients of the history.
     everywhere = (token < S)[:, None] & (tl.arange(0, BLOCK) < D)[None, :]
     g = _read(grad, own, inside)
-    if ROUNDS:
-        tl.store(d_z + own, g.to(d_z.dtype.element_ty), mask=inside)
     mean = tl.zeros([TOKENS], tl.float32)
     d_alphas = ()
     shares = ()
@@ -219,7 +195,5 @@ def _backward_kernel(
         d_score = shares[i] * (d_alphas[i] - mean)
         total += d_score[:, None] * _read(history[i], at, inside)
         d_h = shares[i][:, None] * g + d_score[:, None] * a
-        if ADDS:
-            d_h += _read(past[i], at, everywhere)
         tl.store(gradients[i] + at, d_h.to(gradients[i].dtype.element_ty), mask=everywhere)
     tl.store(d_asked + own, (total * scale).to(d_asked.dtype.element_ty), mask=inside)

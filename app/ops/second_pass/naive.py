@@ -25,7 +25,7 @@ def second_pass(
     keys: Tensor | None = None,
     values: Tensor | None = None,
     eps: float = 1e-5,
-) -> tuple[Tensor, list[Tensor]]:
+) -> Tensor:
     """Tokens that go through an Equilibrium's block once more, among the others as they were.
 
     Args:
@@ -43,8 +43,7 @@ def second_pass(
         eps: of the norms.
 
     Returns:
-        ``(B, T, D)`` in the format of ``x``: what the block makes of the takers, ``x`` of all others; and the history
-        for later readers, as :func:`app.ops.depth_attention.depth_attention` passes it on.
+        ``(B, T, D)`` in the format of ``x``: what the block makes of the takers, ``x`` of all others.
     """
     normed = layer_norm(x, weights["ln1.weight"], weights["ln1.bias"], eps)
     v = _heads(F.linear(normed, weights["v"]), n_heads)
@@ -60,12 +59,12 @@ def second_pass(
         mixed = shares[..., :-1] @ values + shares[..., -1:] * v
     z = F.linear(mixed.transpose(1, 2).flatten(2), weights["o"])
     asked = torch.matmul(F.linear(z, weights["query"]), weights["key"]) * z.shape[-1] ** -0.5
-    over_depth, passed_on = depth_attention(asked, z, history)
+    over_depth = depth_attention(asked, z, history)
     stream = layer_norm(over_depth, weights["norm.weight"], weights["norm.bias"], eps)
     normed = layer_norm(stream, weights["ln2.weight"], weights["ln2.bias"], eps)
     active = F.gelu(F.linear(normed, weights["up.weight"], weights["up.bias"]))
     y = stream + F.linear(active, weights["down.weight"], weights["down.bias"])
-    return torch.where(taken.unsqueeze(-1), y.to(x.dtype), x), passed_on
+    return torch.where(taken.unsqueeze(-1), y.to(x.dtype), x)
 
 
 def adapter_pass(x: Tensor, taken: Tensor, weights: Mapping[str, Tensor]) -> Tensor:

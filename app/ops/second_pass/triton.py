@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from app.ops import bank_kernels
-from app.ops.depth_attention.triton import depth_attention_backward, depth_attention_of_taken
+from app.ops.depth_attention.triton import depth_attention_of_taken, depth_attention_of_taken_backward
 from app.ops.precision import matmul_dtype
 from app.ops.second_pass import naive, rows
 from app.ops.second_pass.attention import attention, attention_backward, readable
@@ -74,7 +74,7 @@ class _SecondPass(torch.autograd.Function):
         keys: Tensor | None,
         values: Tensor | None,
         *tensors: Tensor,
-    ) -> tuple[Tensor, ...]:
+    ) -> Tensor:
         history, given = tensors[:n_history], dict(zip(names, tensors[n_history:], strict=True))
         D, takers, used = x_SD.shape[1], rows.takers(taken), _used(given, dtype, keys is not None)
         products = _Products(used, takers)
@@ -107,19 +107,14 @@ class _SecondPass(torch.autograd.Function):
             list(used),
         )
         ctx.names = names
-        # Gradients that nobody sends are not made up of zeros.
-        ctx.set_materialize_grads(False)
-        return y, *(h.view_as(h) for h in history)
+        return y
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor | None, *later: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (x_SD, keys, values, normed, qkv, mixed, length, z, query, asked, over_depth, alpha, stream, normed2,
          hidden, *others) = ctx.saved_tensors  # fmt: skip
-        eps, n_history = ctx.sizes
-        if grad is None:
-            return *[None] * 9, *later, *[None] * len(ctx.names)
-        grad = grad.contiguous()
+        (eps, n_history), grad = ctx.sizes, gradients[0].contiguous()
         takers = rows.Takers(*others[:4])
         kept, kept_depth, kept2 = (rows.Norm(*others[i : i + 2]) for i in (4, 6, 8))
         history, used = (
@@ -142,14 +137,14 @@ class _SecondPass(torch.autograd.Function):
         d_depth, found["norm.weight"], found["norm.bias"] = rows.norm_backward(
             d_stream, over_depth, used["norm.weight"], kept_depth, eps, takers
         )
-        d_asked, d_z, *d_history = depth_attention_backward(
-            d_depth, asked, history, alpha, later, takers.place, D**-0.5, dtype
+        d_asked, d_history = depth_attention_of_taken_backward(
+            d_depth, asked, history, alpha, takers.place, D**-0.5
         )
         # asked = query W_k, so that its weight stands the other way round.
         found["key"] = products.outer(query, d_asked, ctx.dtypes["key"])
         d_query = products.forward(d_asked, "key")
         found["query"] = products.outer(d_query, z, ctx.dtypes["query"])
-        d_z = rows.add(products.backward(d_query, "query"), d_z, takers)
+        d_z = rows.add(products.backward(d_query, "query"), d_depth, takers)
         found["o"] = products.outer(d_z, mixed, ctx.dtypes["o"])
         d_mixed = products.backward(d_z, "o")
         d_keys = d_values = None
@@ -218,7 +213,7 @@ def second_pass(
     keys: Tensor | None = None,
     values: Tensor | None = None,
     eps: float = 1e-5,
-) -> tuple[Tensor, list[Tensor]]:
+) -> Tensor:
     """Tokens that go through a block once more; see :func:`app.ops.second_pass.second_pass`.
 
     Rows wider than 2048, heads wider than 128 and more than 12 earlier outputs are left to the reference.
@@ -229,10 +224,10 @@ def second_pass(
     earlier = [h.reshape(-1, D).contiguous() for h in history]
     dtype, x_SD = matmul_dtype(x), x.reshape(-1, D).contiguous()
     with torch.autocast(x.device.type, enabled=False), torch.cuda.device_of(x):
-        y, *passed_on = _SecondPass.apply(
+        y: Tensor = _SecondPass.apply(
             list(weights), len(earlier), n_heads, eps, dtype, taken, x_SD, keys, values, *earlier, *weights.values()
         )  # fmt: skip
-    return y.view(x.shape), [h.view(x.shape) for h in passed_on]
+    return y.view(x.shape)
 
 
 def adapter_pass(x: Tensor, taken: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
